@@ -1,0 +1,100 @@
+"""One exception tree. Faults of the peer carry the HTTP status that answers them; ours do not."""
+
+from __future__ import annotations
+
+
+class WaitressAsyncError(Exception):
+    """Base of everything this package raises on its own account."""
+
+
+class SettingsError(WaitressAsyncError, ValueError):
+    """A setting is unknown, malformed, or contradicts another one. The message names it."""
+
+
+class AppImportError(WaitressAsyncError, ImportError):
+    """The WSGI application could not be found or imported."""
+
+
+class ServerClosed(WaitressAsyncError, RuntimeError):
+    """The server was asked for something that only a running one can do."""
+
+
+class LocalProtocolError(WaitressAsyncError, RuntimeError):
+    """This side tried to send what HTTP does not allow now: a defect in the server, not in the peer."""
+
+
+class ClientDisconnected(WaitressAsyncError, OSError):
+    """The client went away while the app was still reading from it or writing to it."""
+
+
+class HTTPError(WaitressAsyncError):
+    """A request that is answered by the server itself, without the app.
+
+    `detail` is one sentence for the client. It must hold no bytes of the request as they came:
+    name the rule that was broken, quote input with `ascii()` only. `setting` names the limit that
+    was exceeded, so that whoever runs the server knows which one to raise.
+    """
+
+    status: int = 500
+    reason: str = "Internal Server Error"
+
+    def __init__(self, detail: str, *, setting: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.setting = setting
+
+
+class RequestError(HTTPError):
+    """The peer broke a rule. The connection is closed after the answer: its framing is not to be trusted."""
+
+
+class BadRequest(RequestError):
+    status = 400
+    reason = "Bad Request"
+
+
+class ContentTooLarge(RequestError):
+    status = 413
+    reason = "Content Too Large"
+
+
+class URITooLong(RequestError):
+    status = 414
+    reason = "URI Too Long"
+
+
+class ExpectationFailed(RequestError):
+    status = 417
+    reason = "Expectation Failed"
+
+
+class HeaderFieldsTooLarge(RequestError):
+    status = 431
+    reason = "Request Header Fields Too Large"
+
+
+class MethodNotImplemented(RequestError):
+    status = 501
+    reason = "Not Implemented"
+
+
+class VersionNotSupported(RequestError):
+    status = 505
+    reason = "HTTP Version Not Supported"
+
+
+class ServerError(HTTPError):
+    """This side cannot answer as asked; the request itself was sound."""
+
+
+class InternalServerError(ServerError):
+    pass
+
+
+class ServiceUnavailable(ServerError):
+    status = 503
+    reason = "Service Unavailable"
+
+    def __init__(self, detail: str, *, setting: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(detail, setting=setting)
+        self.retry_after = retry_after
