@@ -1,0 +1,58 @@
+"""Who is measured, and with what. Another server or another workload is another entry here."""
+
+from apps import HELLO
+from measure import Server, Workload
+
+OURS = Server(
+    name="waitress_async",
+    distribution="waitress-async",
+    environment="own",
+    arguments=(
+        "-m",
+        "waitress_async",
+        "--host=127.0.0.1",
+        "--port={port}",
+        "--threads={threads}",
+        "{app}",
+    ),
+)
+SERVERS = (
+    OURS,
+    Server(
+        name="waitress",
+        distribution="waitress",
+        environment="peers",
+        arguments=("-m", "waitress", "--listen=127.0.0.1:{port}", "--threads={threads}", "{app}"),
+    ),
+    Server(
+        name="ceiling",
+        distribution="uvloop",
+        environment="own",
+        arguments=("ceiling.py", "{port}"),
+    ),
+)
+
+# What a browser sends: ten fields with Host, which wrk adds.
+BROWSER_HEADERS = {
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "Accept-Language": "en-US,en;q=0.5",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Referer": "http://127.0.0.1/",
+    "Connection": "keep-alive",
+    "Cookie": "session=0d9f1c3ab5e84f6f9a7d; theme=dark; seen=1718000000",
+    "Upgrade-Insecure-Requests": "1",
+    "Sec-Fetch-Mode": "navigate",
+}
+
+WORKLOADS = {
+    "hello": Workload(
+        name="hello",
+        app="apps:hello",
+        threads=4,
+        connections=64,
+        path="/",
+        headers=BROWSER_HEADERS,
+        body=HELLO,
+    ),
+}

@@ -1,0 +1,8 @@
+"""The only place where threads meet the loop: the pool, the output of a response, wake-ups, the log's thread."""
+
+from waitress_async.bridge.logs import LogThread
+from waitress_async.bridge.output import Output
+from waitress_async.bridge.pool import Pool, QueueFull
+from waitress_async.bridge.wakeup import Wakeup
+
+__all__ = ["LogThread", "Output", "Pool", "QueueFull", "Wakeup"]

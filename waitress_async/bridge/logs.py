@@ -1,0 +1,43 @@
+"""Loop -> log: records made on the loop are handled by a thread of their own, for a handler may block."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Final
+
+from waitress_async.bridge.pool import Pool, QueueFull
+from waitress_async.bridge.wakeup import Wakeup
+
+logger = logging.getLogger("waitress_async")
+
+
+class LogThread:
+    """Log calls that never block. What comes while a handler is stuck is dropped, and counted."""
+
+    MAX_QUEUE: Final = 1_000  # records
+
+    def __init__(self, wakeup: Wakeup) -> None:
+        self._pool = Pool(wakeup, name="waitress_async-log", threads=1, max_queue=self.MAX_QUEUE)
+        self._dropped = 0
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        """Have `message % args` logged by the logger `waitress_async`. The loop's thread only."""
+        if not logger.isEnabledFor(level):
+            return
+        try:
+            if self._dropped:
+                self._pool.submit(
+                    partial(
+                        logger.warning, "%d log records were dropped: a log handler is stuck", self._dropped
+                    )
+                )
+                self._dropped = 0
+            self._pool.submit(partial(logger.log, level, message, *args))
+        except QueueFull:
+            self._dropped += 1
+
+    async def close(self, timeout: float) -> None:
+        """Let what is queued be logged, for at most `timeout` seconds, and end the thread."""
+        self._pool.close()
+        await self._pool.wait_closed(timeout)

@@ -1,0 +1,26 @@
+"""Bytes to messages and back (RFC 9110, RFC 9112), sans-I/O: no sockets, no clock, no settings object."""
+
+from waitress_async.http.connection import Connection, Receiving, Sending
+from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Data, Event, Request
+from waitress_async.http.fields import FieldMemo
+from waitress_async.http.limits import Limits
+from waitress_async.http.response import DefaultFields, HeadEncoder, ResponseHead, error_response
+
+__all__ = [
+    "CLOSED",
+    "END_OF_MESSAGE",
+    "NEED_DATA",
+    "PAUSED",
+    "Connection",
+    "Data",
+    "DefaultFields",
+    "Event",
+    "FieldMemo",
+    "HeadEncoder",
+    "Limits",
+    "Receiving",
+    "Request",
+    "ResponseHead",
+    "Sending",
+    "error_response",
+]

@@ -1,0 +1,222 @@
+"""The state machine of one HTTP/1.1 connection, server side: bytes in, events out; answers in, bytes out.
+
+No sockets, no clock, no settings object. One exchange at a time: the next request is not parsed
+before this one is answered, which is what keeps pipelined answers in order and an error's place in
+the stream. Requests behind the current one stay in the buffer as bytes; the owner bounds them by
+not reading (`unread`).
+"""
+
+from __future__ import annotations
+
+import enum
+
+from waitress_async.errors import BadRequest, LocalProtocolError, RequestError
+from waitress_async.http.body import ChunkedReader, LengthReader
+from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Event, Request
+from waitress_async.http.fields import FieldMemo
+from waitress_async.http.head import HeadReader
+from waitress_async.http.limits import Limits
+from waitress_async.http.receive_buffer import ReceiveBuffer
+from waitress_async.http.response import ResponseHead
+
+
+class Receiving(enum.Enum):
+    HEAD = "a request head is awaited"
+    BODY = "a request body is awaited"
+    DONE = "the request is complete"
+    CLOSED = "nothing more is read: the end came, or a refusal"
+
+
+class Sending(enum.Enum):
+    IDLE = "no response is under way"
+    SIZED = "body bytes go out as they are: a known length, or until the close"
+    CHUNKED = "body bytes go out in chunks"
+    BODILESS = "the response has no body; its bytes are dropped"
+    CLOSED = "nothing more is sent"
+
+
+class Connection:
+    """One connection. All methods are for one thread.
+
+    Receive with `receive_data`, `receive_eof`, `next_event`; answer with `send_continue`,
+    `send_response`, `send_data`, `end_response`, each of which returns bytes to be written in order.
+    """
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_closing",
+        "_eof",
+        "_head",
+        "_limits",
+        "_receiving",
+        "_request",
+        "_sending",
+    )
+
+    def __init__(self, limits: Limits, memo: FieldMemo) -> None:
+        self._limits = limits
+        self._buffer = ReceiveBuffer()
+        self._head = HeadReader(limits, memo)
+        self._body: LengthReader | ChunkedReader | None = None
+        self._request: Request | None = None
+        self._receiving = Receiving.HEAD
+        self._sending = Sending.IDLE
+        self._eof = False
+        self._closing = False
+
+    # -- receiving
+
+    @property
+    def unread(self) -> int:
+        """Bytes received that no event has told of yet."""
+        return len(self._buffer)
+
+    @property
+    def receiving(self) -> Receiving:
+        return self._receiving
+
+    @property
+    def sending(self) -> Sending:
+        return self._sending
+
+    @property
+    def eof(self) -> bool:
+        """Whether the peer has said that it will send nothing more."""
+        return self._eof
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the peer. After a refusal or the end they are thrown away."""
+        if self._receiving is not Receiving.CLOSED:
+            self._buffer.feed(data)
+
+    def receive_eof(self) -> None:
+        """The peer will send nothing more. It may still be reading (RFC 9112 section 9.6)."""
+        self._eof = True
+
+    def next_event(self) -> Event:
+        """What the bytes received so far say next.
+
+        A `Request` without a body is complete; one with a body is followed by `Data` and
+        `END_OF_MESSAGE`. `PAUSED` while a complete request waits for its answer. Raises RequestError
+        once for what must be refused; after it, and after the end, the answer is `CLOSED`.
+        """
+        try:
+            if self._receiving is Receiving.HEAD:
+                request = self._head.read(self._buffer)
+                if request is not None:
+                    return self._begin(request)
+            elif self._receiving is Receiving.BODY:
+                assert self._body is not None
+                event = self._body.read(self._buffer)
+                if event is END_OF_MESSAGE:
+                    self._receiving = Receiving.DONE
+                if event is not None:
+                    return event
+            elif self._receiving is Receiving.DONE:
+                return PAUSED
+            else:
+                return CLOSED
+            if not self._eof:
+                return NEED_DATA
+            if self._receiving is Receiving.BODY or len(self._buffer):
+                raise BadRequest("The request ended before it was complete.")
+        except RequestError:
+            self._stop_receiving()
+            raise
+        self._stop_receiving()
+        return CLOSED
+
+    def _begin(self, request: Request) -> Request:
+        self._request = request
+        if request.chunked:
+            self._body = ChunkedReader(self._limits)
+            self._receiving = Receiving.BODY
+        elif request.content_length:
+            self._body = LengthReader(request.content_length)
+            self._receiving = Receiving.BODY
+        else:
+            self._receiving = Receiving.DONE
+        return request
+
+    def _stop_receiving(self) -> None:
+        self._receiving = Receiving.CLOSED
+        self._body = None
+        self._buffer.clear()
+
+    # -- sending
+
+    def close_after_response(self) -> None:
+        """Answer the exchange under way, say `Connection: close` in it if that can still be said, and end."""
+        self._closing = True
+
+    def send_continue(self) -> bytes:
+        """100 (Continue), for a request that expects it and has sent no body yet (RFC 9110 section 10.1.1)."""
+        if self._receiving is not Receiving.BODY or self._sending is not Sending.IDLE:
+            raise LocalProtocolError("100 (Continue) is for a request whose body is still to come")
+        return b"" if len(self._buffer) else b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    def send_response(self, head: ResponseHead, default_fields: bytes, length: int | None = None) -> bytes:
+        """Begin the response, and decide its framing (RFC 9112 sections 6.3 and 9.3).
+
+        `length` is the size of the body where it is known and the head does not say it. A response
+        that begins before its request is complete, or answers a refused one, ends the connection.
+        """
+        if self._sending is not Sending.IDLE:
+            raise LocalProtocolError("a response is under way already, or none is due")
+        request = self._request
+        framing = b""
+        if not head.allows_body or self._method == "HEAD":
+            self._sending = Sending.BODILESS
+            if length is not None and head.content_length is None and head.allows_body:
+                framing = b"Content-Length: %d\r\n" % length
+        elif head.content_length is not None:
+            self._sending = Sending.SIZED
+        elif length is not None:
+            self._sending = Sending.SIZED
+            framing = b"Content-Length: %d\r\n" % length
+        elif request is not None and request.http_11:
+            self._sending = Sending.CHUNKED
+            framing = b"Transfer-Encoding: chunked\r\n"
+        else:
+            self._sending = Sending.SIZED
+            self._closing = True
+        if (
+            self._closing
+            or request is None
+            or not request.keep_alive
+            or self._receiving is not Receiving.DONE
+        ):
+            self._closing = True
+            framing += b"Connection: close\r\n"
+        elif not request.http_11:
+            framing += b"Connection: keep-alive\r\n"
+        return b"".join((head.status_line, head.fields, default_fields, framing, b"\r\n"))
+
+    @property
+    def _method(self) -> str | None:
+        return self._request.method if self._request else self._head.method
+
+    def send_data(self, data: bytes) -> bytes:
+        """Frame some of the body: `data` itself, or a chunk of it. The caller keeps to the Content-Length."""
+        if self._sending is Sending.SIZED:
+            return data
+        if self._sending is Sending.CHUNKED:
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if self._sending is Sending.BODILESS:
+            return b""
+        raise LocalProtocolError("no response is under way")
+
+    def end_response(self) -> bytes:
+        """End the response. The connection is then ready for the next request, or `CLOSED`."""
+        if self._sending in (Sending.IDLE, Sending.CLOSED):
+            raise LocalProtocolError("no response is under way")
+        last = b"0\r\n\r\n" if self._sending is Sending.CHUNKED else b""
+        self._request = self._body = None
+        if self._closing:
+            self._sending = Sending.CLOSED
+            self._stop_receiving()
+        else:
+            self._sending = Sending.IDLE
+            self._receiving = Receiving.HEAD
+        return last

@@ -1,0 +1,97 @@
+"""Field lines of a request: one raw line -> one (CGI name, value) pair (RFC 9112 section 5)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from waitress_async.errors import BadRequest
+from waitress_async.http import grammar
+from waitress_async.http.receive_buffer import bare_line_feed
+
+Field = tuple[str, str]
+
+# A field that is validated and then forgotten: see parse_field_line.
+DROPPED: Final[Field] = ("", "")
+
+# Never kept between requests: secrets, and what no two clients share.
+_PRIVATE: Final = frozenset({"HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_PROXY_AUTHORIZATION"})
+
+
+def parse_field_line(line: bytes) -> Field:
+    """Return the CGI name (RFC 3875 section 4.1.18) and the latin-1 value of one field line without its CR LF.
+
+    Names with `_` are dropped, as they would collide with the same name spelt with `-`; so is
+    `Proxy`, which CGI would turn into a variable that programs trust (CVE-2016-5385).
+    Raises BadRequest for what RFC 9110 section 5 does not allow, and for a malformed Host or
+    Content-Length.
+    """
+    match = grammar.FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise _why_malformed(line)
+    name, value = match.groups()
+    value = value.strip(b" \t")
+    key = name.upper().replace(b"-", b"_").decode("ascii")
+    if b"_" in name or key == "PROXY":
+        return DROPPED
+    if key == "CONTENT_LENGTH":
+        if not grammar.CONTENT_LENGTH.fullmatch(value):
+            raise BadRequest("Content-Length must be a decimal number of at most 19 digits.")
+    elif key == "HOST":
+        if not grammar.is_authority(value):
+            raise BadRequest("The Host field is malformed.")
+        key = "HTTP_HOST"
+    elif key != "CONTENT_TYPE":
+        key = "HTTP_" + key
+    return key, value.decode("latin-1")
+
+
+def _why_malformed(line: bytes) -> BadRequest:
+    if b"\n" in line:
+        return bare_line_feed()
+    if b"\r" in line:
+        return BadRequest("A bare CR was found in a field line.")
+    if line[:1] in b" \t":
+        return BadRequest("A field line must not begin with white space (line folding is obsolete).")
+    name, colon, value = line.partition(b":")
+    if not colon:
+        return BadRequest("A field line has no colon.")
+    if name.rstrip(b" \t") != name:
+        return BadRequest("White space before the colon of a field line.")
+    if not grammar.TOKEN.fullmatch(name):
+        return BadRequest("A field name is empty or not a token.")
+    if b"\0" in value:
+        return BadRequest("A NUL was found in a field value.")
+    return BadRequest("A control character was found in a field value.")
+
+
+class FieldMemo:
+    """Field lines already parsed, for clients repeat themselves. One per server, used on its loop only.
+
+    Two generations of bounded size: when the recent one is full it becomes the older one, and a line
+    that is asked for again moves back. `recent` is public so that a hit costs one dict look-up:
+    `memo.recent.get(line) or memo.parse(line)`.
+    """
+
+    MAX_LINE: Final = 512  # bytes
+    MAX_ENTRIES: Final = 1_024  # in each generation
+    MAX_BYTES: Final = 131_072  # of raw lines, in each generation
+
+    __slots__ = ("_older", "_size", "recent")
+
+    def __init__(self) -> None:
+        self.recent: dict[bytes, Field] = {}
+        self._older: dict[bytes, Field] = {}
+        self._size = 0
+
+    def parse(self, line: bytes) -> Field:
+        """The field of a line that `recent` does not hold. Raises as `parse_field_line` does."""
+        field = self._older.get(line)
+        if field is None:
+            field = parse_field_line(line)
+            if len(line) > self.MAX_LINE or field[0] in _PRIVATE:
+                return field
+        self._size += len(line)
+        if len(self.recent) >= self.MAX_ENTRIES or self._size > self.MAX_BYTES:
+            self._older, self.recent, self._size = self.recent, {}, len(line)
+        self.recent[line] = field
+        return field

@@ -1,0 +1,170 @@
+"""A response head: status and fields checked and encoded once, default fields, and the server's own answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Final
+
+from waitress_async.errors import HTTPError, ServiceUnavailable
+
+# RFC 9112 section 4. What begins with 1 is not a final response.
+_STATUS: Final = re.compile(r"([2-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_LENGTH: Final = re.compile(r"[0-9]{1,19}")
+
+# RFC 9110 section 7.6.1, and PEP 3333 "Other HTTP Features": these are between client and server alone.
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+_NO_BODY: Final = frozenset({204, 304})
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """A final status and its fields, encoded. Treat as immutable."""
+
+    status: int
+    status_line: bytes  # with its CR LF
+    fields: bytes  # field lines, each with its CR LF
+    content_length: int | None
+    has_date: bool
+    has_server: bool
+
+    @property
+    def allows_body(self) -> bool:
+        """Whether the status may have a body at all (RFC 9110 section 6.4.1)."""
+        return self.status not in _NO_BODY
+
+
+class HeadEncoder:
+    """Makes response heads; remembers field lines, for apps repeat themselves.
+
+    One per server, shared by the pool's threads: the memo is one dict, whose single operations are
+    atomic, and losing an entry to a race costs nothing but doing the work again.
+    """
+
+    MAX_ENTRIES: Final = 1_024
+    MAX_VALUE: Final = 256  # characters
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self._status_lines: dict[str, tuple[int, bytes]] = {}
+
+    def encode(self, status: str, headers: Sequence[tuple[str, str]]) -> ResponseHead:
+        """Check and encode what an app gave to start_response (PEP 3333).
+
+        Raises TypeError for what is not str, ValueError for what HTTP does not allow, and for
+        hop-by-hop fields. May be called from any thread.
+        """
+        code, status_line = self._status_lines.get(status) or self._encode_status(status)
+        lines = []
+        content_length: int | None = None
+        has_date = has_server = False
+        for header in headers:
+            try:
+                name, line = self._lines[header]
+            except (KeyError, TypeError):
+                name, line = self._encode_field(header)
+            if name:
+                if name == "date":
+                    has_date = True
+                elif name == "server":
+                    has_server = True
+                else:
+                    if content_length is not None:
+                        raise ValueError("Content-Length occurs more than once in the response headers")
+                    content_length = int(header[1])
+                    if code == 204:  # RFC 9110 section 8.6
+                        continue
+            lines.append(line)
+        return ResponseHead(code, status_line, b"".join(lines), content_length, has_date, has_server)
+
+    def _encode_status(self, status: str) -> tuple[int, bytes]:
+        if not isinstance(status, str):
+            raise TypeError(f"status must be a str, not {type(status).__name__}")
+        match = _STATUS.fullmatch(status)
+        if match is None:
+            raise ValueError(f"status must be three digits from 200 on, a space and a reason, not {status!r}")
+        code = int(match[1])
+        line = f"HTTP/1.1 {status if len(status) > 3 else status + ' '}\r\n".encode("latin-1")
+        if len(self._status_lines) >= self.MAX_ENTRIES:
+            self._status_lines.clear()
+        self._status_lines[status] = code, line
+        return code, line
+
+    def _encode_field(self, header: tuple[str, str]) -> tuple[str, bytes]:
+        """Return the lower-case name if the server must know of the field, "" otherwise, and its line."""
+        name, value = header
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"a header must be two str, not {header!r}")
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a header name must be a token, not {name!r}")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(
+                f"the value of header {name} must be latin-1 without control characters: {value!r}"
+            )
+        lower = name.lower()
+        if lower in _HOP_BY_HOP:
+            raise ValueError(f"{name} is a hop-by-hop header; a WSGI app must not set it (PEP 3333)")
+        if lower == "content-length" and not _LENGTH.fullmatch(value):
+            raise ValueError(f"Content-Length must be a decimal number, not {value!r}")
+        kind = lower if lower in {"content-length", "date", "server"} else ""
+        encoded = kind, f"{name}: {value}\r\n".encode("latin-1")
+        if len(value) <= self.MAX_VALUE and lower != "set-cookie":
+            if len(self._lines) >= self.MAX_ENTRIES:
+                self._lines.clear()
+            self._lines[name, value] = encoded
+        return encoded
+
+
+class DefaultFields:
+    """The Date and Server lines that a response gets when its app gave none. One per server, on its loop."""
+
+    __slots__ = ("_both", "_date", "_second", "_server")
+
+    def __init__(self, ident: str | None) -> None:
+        """`ident` is the value of Server; None leaves the field out. ValueError if it is no field value."""
+        if ident and not _VALUE.fullmatch(ident):
+            raise ValueError(f"ident must be latin-1 without control characters: {ident!r}")
+        self._server = f"Server: {ident}\r\n".encode("latin-1") if ident else b""
+        self._second = -1
+        self._date = self._both = b""
+
+    def lines(self, head: ResponseHead, now: float) -> bytes:
+        """The lines that `head` lacks. `now` is seconds since the epoch; the date is made once a second."""
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode("ascii")
+            self._both = self._server + self._date
+        if not head.has_date and not head.has_server:
+            return self._both
+        return (b"" if head.has_server else self._server) + (b"" if head.has_date else self._date)
+
+
+def error_response(error: HTTPError, encoder: HeadEncoder) -> tuple[ResponseHead, bytes]:
+    """The one place where the server's own answers are rendered: text/plain, the reason, the setting exceeded."""
+    detail = error.detail
+    if error.setting:
+        detail += f" (setting: {error.setting})"
+    body = f"{error.status} {error.reason}\n\n{detail}\n".encode("utf-8", "backslashreplace")
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    if isinstance(error, ServiceUnavailable) and error.retry_after is not None:
+        headers.append(("Retry-After", str(error.retry_after)))
+    return encoder.encode(f"{error.status} {error.reason}", headers), body

@@ -1,0 +1,239 @@
+"""asyncio's callbacks for one connection: bytes in, exchanges out. Loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Final, cast
+
+from waitress_async.bridge import Output, QueueFull
+from waitress_async.buffers import BufferReader
+from waitress_async.errors import HTTPError, RequestError, ServiceUnavailable
+from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
+from waitress_async.server.exchange import Exchange
+from waitress_async.server.runtime import Phase, Runtime
+from waitress_async.server.sender import Sender
+from waitress_async.wsgi import base_environ
+
+# Bytes of later requests that are held while one is answered, before reading is paused.
+_LOOK_AHEAD: Final = 65_536
+
+# RFC 9112 section 9.6: after a refusal, what the client still sends is drained for a while, so that
+# the reset that a full receive buffer would cause does not destroy the answer it has not read.
+_LINGER_SECONDS: Final = 2.0
+_LINGER_BYTES: Final = 16_777_216
+
+_RETRY_AFTER: Final = 1  # seconds
+
+
+class HTTPProtocol(asyncio.Protocol):
+    """One connection from accept to its loss, at most one exchange at a time."""
+
+    __slots__ = (
+        "_base_environ",
+        "_connection",
+        "_exchange",
+        "_last_activity",
+        "_linger_bytes",
+        "_linger_until",
+        "_reading_paused",
+        "_runtime",
+        "_sender",
+        "_transport",
+        "_unsent",
+    )
+
+    def __init__(self, runtime: Runtime, remote: tuple[str, str], server_port: str) -> None:
+        """`remote` is the peer's address and port, `server_port` the port it came to, all as text."""
+        self._runtime = runtime
+        self._connection = Connection(runtime.limits, runtime.memo)
+        settings = runtime.settings
+        self._base_environ = base_environ(
+            server_name=settings.server_name,
+            server_port=server_port,
+            server_software=settings.ident or "waitress_async",
+            url_scheme=settings.url_scheme,
+            remote_addr=remote[0],
+            remote_port=remote[1],
+            errors=sys.stderr,
+        )
+        self._exchange: Exchange | None = None  # the one being received or answered
+        self._reading_paused = False
+        self._last_activity = 0.0
+        self._linger_until: float | None = None
+        self._linger_bytes = 0
+        self._unsent = 0  # what the transport held when it was last looked at
+
+    # -- asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        runtime = self._runtime
+        self._transport = cast(asyncio.Transport, transport)
+        self._sender = Sender(
+            self._transport, self._connection, runtime.default_fields, self._response_complete
+        )
+        self._last_activity = runtime.loop.time()
+        runtime.connections.add(self)
+        if runtime.phase is not Phase.READY:
+            self.drain()
+
+    def data_received(self, data: bytes) -> None:
+        self._last_activity = self._runtime.loop.time()
+        connection = self._connection
+        connection.receive_data(data)
+        receiving = connection.receiving
+        if receiving is Receiving.HEAD or receiving is Receiving.BODY:
+            self._advance()
+        elif receiving is Receiving.DONE:
+            if connection.unread > _LOOK_AHEAD and not self._reading_paused:
+                self._reading_paused = True
+                self._transport.pause_reading()
+        else:
+            self._linger_bytes -= len(data)
+            if self._linger_bytes < 0:
+                self._transport.abort()
+
+    def eof_received(self) -> bool:
+        """The client has said all it will. It is still owed what it asked for."""
+        self._connection.receive_eof()
+        receiving = self._connection.receiving
+        if receiving is Receiving.HEAD or receiving is Receiving.BODY:
+            self._advance()
+        elif receiving is Receiving.CLOSED:
+            self._transport.close()
+        return True
+
+    def pause_writing(self) -> None:
+        self._sender.pause()
+
+    def resume_writing(self) -> None:
+        self._sender.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange = self._exchange
+        self._exchange = None
+        self._sender.close()
+        if (
+            exchange is not None
+            and exchange.body is not None
+            and self._connection.receiving is not Receiving.DONE
+        ):
+            exchange.body.close()
+        self._runtime.connections.discard(self)
+        self._runtime.connection_lost(self)
+
+    # -- requests
+
+    def _advance(self) -> None:
+        """Act on all that the bytes received so far say."""
+        connection = self._connection
+        while True:
+            try:
+                event = connection.next_event()
+            except RequestError as error:
+                self._refuse(error)
+                return
+            if isinstance(event, Request):
+                self._begin(event)
+            elif isinstance(event, Data):
+                assert self._exchange is not None
+                assert self._exchange.body is not None
+                self._exchange.body.feed_data(event.data)
+            elif event is END_OF_MESSAGE:
+                assert self._exchange is not None
+                self._queue(self._exchange)
+            elif event is CLOSED:
+                self._transport.close()
+                return
+            else:
+                return
+
+    def _begin(self, request: Request) -> None:
+        runtime = self._runtime
+        settings = runtime.settings
+        body = BufferReader(overflow=settings.inbuf_overflow) if request.has_body else None
+        output = Output(runtime.wakeup, self._sender.pump, settings.outbuf_high_watermark)
+        self._exchange = exchange = Exchange(runtime.application, self._base_environ, request, body, output)
+        if body is None:
+            self._queue(exchange)
+        elif request.expect_continue:
+            self._sender.send_continue()
+
+    def _queue(self, exchange: Exchange) -> None:
+        """The request is complete: have the app called, or say that there is no room."""
+        if exchange.body is not None:
+            exchange.body.feed_eof()
+        try:
+            self._runtime.pool.submit(exchange.run)
+        except QueueFull:
+            if exchange.body is not None:
+                exchange.body.close()
+            self._exchange = None
+            self._send_error(
+                ServiceUnavailable(
+                    "Too many requests wait to be served.", setting="max_queue", retry_after=_RETRY_AFTER
+                )
+            )
+        else:
+            self._sender.expect(exchange.output)
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer a broken rule, and read no further."""
+        exchange = self._exchange
+        self._exchange = None
+        if exchange is not None and exchange.body is not None:
+            exchange.body.close()
+        self._send_error(error)
+        transport = self._transport
+        if self._connection.eof or not transport.can_write_eof():
+            transport.close()
+            return
+        self._linger_until = self._runtime.loop.time() + _LINGER_SECONDS
+        self._linger_bytes = _LINGER_BYTES
+        transport.write_eof()
+
+    # -- responses
+
+    def _send_error(self, error: HTTPError) -> None:
+        self._sender.send_error(error, self._runtime.application.encoder)
+
+    def _response_complete(self, whole: bool) -> None:
+        """The sender has sent all of a response (`whole`), or all that there is of one."""
+        self._exchange = None
+        if not whole or self._connection.sending is Sending.CLOSED:
+            self._transport.close()
+            return
+        self._last_activity = self._runtime.loop.time()
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._advance()
+
+    # -- the server's wishes
+
+    def drain(self) -> None:
+        """Close now if nothing is under way, otherwise after the response."""
+        self._connection.close_after_response()
+        if self._exchange is None and self._linger_until is None and not self._connection.unread:
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Close what has lingered long enough, and what has been idle or has not moved for channel_timeout."""
+        if self._linger_until is not None:
+            if now >= self._linger_until:
+                self._transport.abort()
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent = unsent
+            self._last_activity = now
+        timeout = self._runtime.settings.channel_timeout
+        if not timeout or now - self._last_activity < timeout:
+            return
+        if unsent:
+            self._transport.abort()
+        elif self._exchange is None or self._connection.receiving is not Receiving.DONE:
+            self._transport.close()

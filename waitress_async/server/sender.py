@@ -1,0 +1,120 @@
+"""The only writer of a transport. Loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import time
+from typing import Final
+
+from waitress_async.bridge import Output
+from waitress_async.errors import HTTPError
+from waitress_async.http import Connection, DefaultFields, HeadEncoder, error_response
+
+# Bytes asked of an output at a time, and the most that is joined into one piece before it is written.
+_TAKE: Final = 262_144
+_JOIN: Final = 65_536
+
+
+class Sender:
+    """Sends the responses of one connection: asks an output for its next bytes, frames them, writes them.
+
+    It stops asking between `pause` and `resume`, so that what a slow client has not taken stays in the
+    output, where the app's thread feels it.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_default_fields",
+        "_head_sent",
+        "_on_complete",
+        "_output",
+        "_paused",
+        "_transport",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        connection: Connection,
+        default_fields: DefaultFields,
+        on_complete: Callable[[bool], object],
+    ) -> None:
+        """`on_complete(whole)` is called when an output is sent, or, with False, when it was aborted."""
+        self._transport = transport
+        self._connection = connection
+        self._default_fields = default_fields
+        self._on_complete = on_complete
+        self._output: Output | None = None
+        self._head_sent = False
+        self._paused = False
+
+    def expect(self, output: Output) -> None:
+        """The next response will come through `output`, which calls `pump` when it has something."""
+        self._output = output
+        self._head_sent = False
+
+    def pump(self) -> None:
+        """Send what the output has, as long as the transport takes it."""
+        output = self._output
+        if output is None:  # it was closed, and its thread did not know yet
+            return
+        connection = self._connection
+        while not self._paused:
+            chunks, last = output.take(_TAKE)
+            if not chunks and not last:
+                return
+            segments = []
+            if not self._head_sent and output.head is not None:
+                self._head_sent = True
+                head = output.head
+                segments.append(
+                    connection.send_response(head, self._default_fields.lines(head, time()), output.length)
+                )
+            for chunk in chunks:
+                segments.append(connection.send_data(chunk))
+            if last and not output.aborted:
+                segments.append(connection.end_response())
+            self._write(segments)
+            if last:
+                self._output = None
+                self._on_complete(not output.aborted)
+                return
+
+    def send_error(self, error: HTTPError, encoder: HeadEncoder) -> None:
+        """Answer in the server's own name, whole."""
+        head, body = error_response(error, encoder)
+        connection = self._connection
+        self._write(
+            [
+                connection.send_response(head, self._default_fields.lines(head, time())),
+                connection.send_data(body),
+                connection.end_response(),
+            ]
+        )
+
+    def send_continue(self) -> None:
+        interim = self._connection.send_continue()
+        if interim:
+            self._transport.write(interim)
+
+    def _write(self, segments: list[bytes]) -> None:
+        if sum(map(len, segments)) <= _JOIN:
+            self._transport.write(b"".join(segments))
+        else:
+            self._transport.writelines(segments)
+
+    def pause(self) -> None:
+        """The transport has enough: see asyncio.BaseProtocol.pause_writing. May come from within a write."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self.pump()
+
+    def close(self) -> None:
+        """The connection is lost: nothing is sent any more, and the app's thread is told."""
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+        del self._on_complete  # the protocol's: no cycle is left for the collector to find

@@ -1,0 +1,6 @@
+"""PEP 3333: environ, start_response, write, iteration, close. No asyncio and no threads here."""
+
+from waitress_async.wsgi.application import Sink, run_application
+from waitress_async.wsgi.environ import Environ, base_environ, request_environ
+
+__all__ = ["Environ", "Sink", "base_environ", "request_environ", "run_application"]

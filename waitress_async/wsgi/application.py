@@ -1,0 +1,257 @@
+"""One call of a WSGI app, from `app(environ, start_response)` to `close()`, all in one thread (PEP 3333)."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol
+
+from waitress_async.buffers import ReadOnlyFileBasedBuffer
+from waitress_async.errors import ClientDisconnected, InternalServerError
+from waitress_async.http import HeadEncoder, ResponseHead, error_response
+from waitress_async.wsgi.environ import Environ
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+logger = logging.getLogger("waitress_async")
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+
+# A list of chunks up to this size, in bytes, is joined and sent as one.
+_JOIN_LIMIT: Final = 65_536
+
+_TOO_LONG: Final = (
+    "application-written content exceeded the number of bytes specified by Content-Length header (%s)"
+)
+_NOT_ALLOWED: Final = (
+    "application-written content was ignored due to HTTP response that may not contain a message-body: (%s)"
+)
+
+
+class Sink(Protocol):
+    """Where a response goes. `begin` once, `write` any number of times, then `finish` or `abort` once."""
+
+    def begin(self, head: ResponseHead, length: int | None) -> None:
+        """Set the head, and the body's length where it is known and the head does not say it."""
+
+    def write(self, data: bytes) -> None:
+        """Send some of the body. May wait for the client. Raises ClientDisconnected."""
+
+    def finish(self, data: bytes) -> None:
+        """Send the last of the body, maybe nothing or all of it."""
+
+    def abort(self) -> None:
+        """Send what was written, then cut, so that the client sees that the body is not whole."""
+
+
+def run_application(
+    app: WSGIApplication,
+    environ: Environ,
+    sink: Sink,
+    encoder: HeadEncoder,
+    *,
+    expose_tracebacks: bool = False,
+) -> None:
+    """Call the app, send its response to `sink`, and close its iterable exactly once, on every way out.
+
+    Returns normally whatever the app raises: before the head was sent that is a 500, after it the
+    response is cut; both are logged.
+    """
+    response = _Response(environ, sink, encoder)
+    result: Iterable[bytes] | None = None
+    try:
+        result = app(environ, response.start_response)
+        response.send(result)
+    except ClientDisconnected:
+        logger.info("Client disconnected while serving %s", response.path)
+        response.cut()
+    except BaseException as error:
+        logger.exception("Exception while serving %s", response.path)
+        response.fail(error, expose_tracebacks)
+    finally:
+        close: Callable[[], object] | None = getattr(result, "close", None)
+        if close is not None:
+            try:
+                close()
+            except BaseException:
+                logger.exception("Exception in close() while serving %s", response.path)
+
+
+class _Phase(enum.Enum):
+    HEAD = "the head can still be changed"
+    BODY = "the head is with the sink"
+    COMPLETE = "the sink has all that it will get"
+
+
+class _Response:
+    """The state of one response as the app's thread sees it, and the accounting of its body."""
+
+    __slots__ = ("_encoder", "_environ", "_head", "_length", "_phase", "_remaining", "_sink", "_surplus")
+
+    def __init__(self, environ: Environ, sink: Sink, encoder: HeadEncoder) -> None:
+        self._environ = environ
+        self._sink = sink
+        self._encoder = encoder
+        self._phase = _Phase.HEAD
+        self._head: ResponseHead | None = None
+        self._length: int | None = None
+        self._remaining: int | None = None  # bytes still to come, where the length is known
+        self._surplus = _TOO_LONG  # what to log when more comes after that; "" to log nothing
+
+    @property
+    def path(self) -> str:
+        """The request's path, escaped for a log line."""
+        return ascii(self._environ.get("PATH_INFO", ""))[1:-1]
+
+    def start_response(
+        self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        """PEP 3333 "The start_response() Callable"."""
+        if exc_info is not None:
+            try:
+                if self._phase is not _Phase.HEAD and exc_info[1] is not None:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # break the cycle through the traceback's frame
+        elif self._head is not None:
+            raise AssertionError("start_response was called a second time, without exc_info")
+        self._head = self._encoder.encode(status, headers)
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """PEP 3333 "The write() Callable": on return the bytes are with the server."""
+        _check_chunk(data)
+        if data:
+            self._begin(None)
+            self._write(data)
+
+    def send(self, result: Iterable[bytes]) -> None:
+        """Send what the app returned."""
+        if isinstance(result, list | tuple):
+            self._send_complete(result)
+            return
+        length = self._length_of_file(result)
+        single = length is None and _is_single(result)
+        for chunk in result:
+            _check_chunk(chunk)
+            if chunk:
+                self._begin(len(chunk) if single else length)
+                if not self._write(chunk):
+                    break
+        self._end()
+
+    def _send_complete(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
+        for chunk in chunks:
+            _check_chunk(chunk)
+        length = sum(map(len, chunks))
+        self._begin(length)
+        if length <= _JOIN_LIMIT:
+            chunks = chunks if len(chunks) == 1 else (b"".join(chunks),)
+        for chunk in chunks:
+            if chunk and not self._write(chunk):
+                break
+        self._end()
+
+    def _length_of_file(self, result: Iterable[bytes]) -> int | None:
+        """The length of a wsgi.file_wrapper over a real file, from its current position."""
+        if isinstance(result, ReadOnlyFileBasedBuffer):
+            return result.prepare(self._head.content_length if self._head else None) or None
+        return None
+
+    def _begin(self, length: int | None) -> None:
+        """Give the head to the sink, when the first of the body is there. `length`: of the body, if known."""
+        if self._phase is not _Phase.HEAD:
+            return
+        head = self._head
+        if head is None:
+            raise AssertionError("start_response was not called before the first of the body")
+        self._phase = _Phase.BODY
+        is_head = self._environ["REQUEST_METHOD"] == "HEAD"
+        if is_head or not head.allows_body:
+            self._surplus = "" if is_head else _NOT_ALLOWED
+            self._sink.begin(head, length or None)
+            self._finish(b"")
+        else:
+            self._length = length if head.content_length is None else head.content_length
+            self._remaining = self._length
+            self._sink.begin(head, length)
+
+    def _write(self, data: bytes) -> bool:
+        """Count and send a non-empty chunk; what fills the length finishes the response.
+
+        Returns whether it is worth asking the app for more.
+        """
+        if self._phase is _Phase.COMPLETE:
+            self._refuse_surplus()
+            return False
+        if self._remaining is not None:
+            if len(data) > self._remaining:
+                self._refuse_surplus()
+                data = data[: self._remaining]
+            self._remaining -= len(data)
+            if not self._remaining:
+                self._finish(data)
+                return bool(self._surplus)
+        self._sink.write(data)
+        return True
+
+    def _refuse_surplus(self) -> None:
+        if self._surplus:
+            logger.warning(self._surplus, self.path)
+            self._surplus = ""
+
+    def _finish(self, data: bytes) -> None:
+        self._phase = _Phase.COMPLETE
+        self._sink.finish(data)
+
+    def _end(self) -> None:
+        """The app has nothing more to give."""
+        self._begin(0)
+        if self._phase is _Phase.COMPLETE:
+            return
+        if self._remaining:
+            assert self._length is not None
+            logger.warning(
+                "application returned too few bytes (%s) for specified Content-Length (%s) via app_iter (%s)",
+                self._length - self._remaining,
+                self._length,
+                self.path,
+            )
+            self.cut()
+        else:
+            self._finish(b"")
+
+    def cut(self) -> None:
+        """Let the client see that what it has is not the whole."""
+        if self._phase is not _Phase.COMPLETE:
+            self._phase = _Phase.COMPLETE
+            self._sink.abort()
+
+    def fail(self, error: BaseException, expose_tracebacks: bool) -> None:
+        """Answer for an app that raised."""
+        if self._phase is not _Phase.HEAD:
+            self.cut()
+            return
+        detail = "The application failed, and the server's log says how."
+        if expose_tracebacks:
+            detail = "".join(traceback.format_exception(error))
+        self._head, body = error_response(InternalServerError(detail), self._encoder)
+        self._begin(len(body))
+        self._write(body)
+
+
+def _check_chunk(chunk: bytes) -> None:
+    if not isinstance(chunk, bytes):
+        raise TypeError(f"a WSGI app must yield and write bytes, not {type(chunk).__name__}")
+
+
+def _is_single(result: Iterable[bytes]) -> bool:
+    """Whether `result` says that it has exactly one chunk (PEP 3333 "Handling the Content-Length Header")."""
+    try:
+        return len(result) == 1  # type: ignore[arg-type]
+    except TypeError:
+        return False

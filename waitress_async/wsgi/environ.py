@@ -1,0 +1,67 @@
+"""The environ of PEP 3333: a base that is made once per connection, and what each request lays over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, BinaryIO, TextIO
+
+from waitress_async.buffers import ReadOnlyFileBasedBuffer
+from waitress_async.http import Request
+
+Environ = dict[str, Any]
+
+
+def base_environ(
+    *,
+    server_name: str,
+    server_port: str,
+    server_software: str,
+    url_scheme: str,
+    remote_addr: str,
+    remote_port: str,
+    errors: TextIO,
+) -> Environ:
+    """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours."""
+    return {
+        "SERVER_NAME": server_name,
+        "SERVER_PORT": server_port,
+        "SERVER_SOFTWARE": server_software,
+        "SCRIPT_NAME": "",
+        "REMOTE_ADDR": remote_addr,
+        "REMOTE_HOST": remote_addr,
+        "REMOTE_PORT": remote_port,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": url_scheme,
+        "wsgi.errors": errors,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": ReadOnlyFileBasedBuffer,
+        "wsgi.input_terminated": True,
+    }
+
+
+def request_environ(
+    base: Environ,
+    request: Request,
+    body: BinaryIO,
+    body_length: int,
+    client_disconnected: Callable[[], bool],
+) -> Environ:
+    """The environ of one request whose body is complete: `body` is at position 0 and holds `body_length` bytes.
+
+    A chunked request gets a CONTENT_LENGTH, for apps read no further than that. No field can
+    override another key: all their names begin with HTTP_ but for CONTENT_TYPE and CONTENT_LENGTH.
+    """
+    environ = base.copy()
+    environ.update(request.fields)
+    environ["REQUEST_METHOD"] = request.method
+    environ["REQUEST_URI"] = request.target
+    environ["PATH_INFO"] = request.path
+    environ["QUERY_STRING"] = request.query
+    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.http_11 else "HTTP/1.0"
+    environ["wsgi.input"] = body
+    environ["waitress.client_disconnected"] = client_disconnected
+    if request.chunked:
+        environ["CONTENT_LENGTH"] = str(body_length)
+    return environ
