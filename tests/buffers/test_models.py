@@ -123,7 +123,7 @@ class Overflowable(Buffer):
         assert bool(self.buffer) is bool(self.unread)
 
 
-quick = settings(max_examples=40, stateful_step_count=30, deadline=None)
+quick = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestInMemory = InMemory.TestCase
 TestOnDisk = OnDisk.TestCase
 TestOverflowable = Overflowable.TestCase

@@ -11,6 +11,10 @@ import pytest
 from waitress_async.buffers import STRBUF_LIMIT, OverflowableBuffer
 
 
+def on_disk(buffer: OverflowableBuffer) -> bool:
+    return buffer.overflowed
+
+
 @pytest.mark.parametrize("overflow", [1, 10, STRBUF_LIMIT - 1, STRBUF_LIMIT, STRBUF_LIMIT + 1, 20_000])
 def test_the_threshold_holds_whatever_its_size(overflow: int) -> None:
     whole, bytewise = OverflowableBuffer(overflow), OverflowableBuffer(overflow)
@@ -19,9 +23,9 @@ def test_the_threshold_holds_whatever_its_size(overflow: int) -> None:
     for i in range(len(data)):
         bytewise.append(data[i : i + 1])
     for buffer in (whole, bytewise):
-        assert not buffer.overflowed
+        assert not on_disk(buffer)
         buffer.append(b"!")
-        assert buffer.overflowed
+        assert on_disk(buffer)
         assert len(buffer) == overflow
         assert buffer.get() == data + b"!"
         buffer.close()
@@ -32,10 +36,12 @@ def test_few_bytes_need_no_file() -> None:
     buffer.append(b"x" * (STRBUF_LIMIT - 1))
     buffer.skip(0)
     assert buffer.get(5, skip=True) == b"xxxxx"
-    assert buffer.buf is None
+    stages = [buffer.buf]
     buffer.append(b"x" * 5)
+    stages.append(buffer.buf)
     buffer.append(b"x")
-    assert buffer.buf is not None
+    stages.append(buffer.buf)
+    assert [stage is None for stage in stages] == [True, True, False]
     assert buffer.get() == b"x" * STRBUF_LIMIT
     buffer.close()
 
@@ -79,13 +85,14 @@ def test_the_file_stands_at_what_is_unread(data: bytes, overflow: int) -> None:
 def test_prune_comes_back_from_the_disk_when_the_rest_fits_in_memory() -> None:
     buffer = OverflowableBuffer(10)
     buffer.append(b"0123456789ab")
+    buffer.skip(2)
     buffer.prune()
-    assert buffer.overflowed
-    buffer.skip(3)
-    on_disk = buffer.getfile()
+    assert on_disk(buffer)
+    buffer.skip(1)
+    file = buffer.getfile()
     buffer.prune()
-    assert not buffer.overflowed
-    assert on_disk.closed
+    assert not on_disk(buffer)
+    assert file.closed
     assert buffer.get() == b"3456789ab"
     buffer.close()
 
@@ -139,7 +146,7 @@ def test_a_full_disk_leaves_the_bytes_in_memory(in_memory: int) -> None:
     buffer.append(b"a" * in_memory)
     with largest_file(1_000), pytest.raises(OSError, match="large"):
         buffer.append(b"b" * 60_000)
-    assert not buffer.overflowed
+    assert not on_disk(buffer)
     assert buffer.get() == b"a" * in_memory
     buffer.append(b"c")
     assert buffer.get() == b"a" * in_memory + b"c"

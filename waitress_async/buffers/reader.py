@@ -6,8 +6,8 @@ Bytes pass through three places, in this order, and one that is empty is passed 
 
 The tail collects what is fed, so that storage is written in batches of `COPY_BYTES` however small the
 pieces are. The storage decides between memory and disk. The head is the window in which lines are looked
-for. Memory is bounded by `overflow` bytes of storage (twice that for a moment, when bytes are moved), a
-batch in the tail and a batch in the head, or what one read asks for if that is more.
+for. Memory is bounded by about twice `overflow` for the storage, where bytes already read linger a while,
+a batch in the tail and a batch in the head, or what one read asks for if that is more.
 
 Everything runs on the loop's thread, with one exception: see `BufferReader.getfile`.
 """
@@ -260,9 +260,10 @@ class BufferReader:
         """
         if self._state is not _State.GIVEN:
             self._check_readable()
-            if self._state is _State.FEEDING or self._started:
-                what = "the stream has not ended" if self._state is _State.FEEDING else "bytes were read"
-                raise RuntimeError(f"{what}: getfile() gives the whole stream or nothing")
+            if self._state is _State.FEEDING:
+                raise RuntimeError("getfile() gives the whole stream, and it has not ended")
+            if self._started:
+                raise RuntimeError("getfile() gives the whole stream, and bytes were read from it")
             self._write_batch()
             self._state = _State.GIVEN
         file = self._storage.getfile()
