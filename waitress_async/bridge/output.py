@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from waitress_async.errors import ClientDisconnected
 
 if TYPE_CHECKING:
     from waitress_async.bridge.wakeup import Wakeup
     from waitress_async.http import ResponseHead
+
+# Small chunks that wait are joined up to this size, in bytes, so that a watermark's worth of them is
+# not many times that in objects.
+_JOIN: Final = 8_192
 
 
 class Output:
@@ -50,7 +53,7 @@ class Output:
         self._high = high_watermark
         self._lock = threading.Lock()
         self._waiter: threading.Lock | None = None  # held while the thread waits; released to let it go on
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._size = 0
         self._announced = False  # the loop has been told of something that it has not taken
         self._finished = False
@@ -69,7 +72,11 @@ class Output:
         with self._lock:
             if self._closed:
                 raise ClientDisconnected("the client is gone")
-            self._chunks.append(data)
+            chunks = self._chunks
+            if chunks and len(chunks[-1]) + len(data) <= _JOIN:
+                chunks[-1] += data
+            else:
+                chunks.append(data)
             self._size += len(data)
             announced, self._announced = self._announced, True
             if self._size > self._high:
@@ -109,16 +116,14 @@ class Output:
 
         None at all and not the last: `on_ready` is called when there is more.
         """
-        taken = []
-        size = 0
         with self._lock:
-            chunks = self._chunks
-            while chunks and size < limit:
-                chunk = chunks.popleft()
-                size += len(chunk)
-                taken.append(chunk)
-            self._size -= size
-            if not chunks:
+            taken = self._chunks
+            if self._size <= limit:
+                self._chunks = []
+                self._size = 0
+            else:
+                taken = self._first(limit)
+            if not self._chunks:
                 self._announced = False
                 if self._finished:
                     return taken, True
@@ -126,6 +131,17 @@ class Output:
                 self._waiter.release()
                 self._waiter = None
         return taken, False
+
+    def _first(self, limit: int) -> list[bytes]:
+        """Remove and return the first chunks, of `limit` bytes or a little more."""
+        size = count = 0
+        while size < limit:
+            size += len(self._chunks[count])
+            count += 1
+        taken = self._chunks[:count]
+        del self._chunks[:count]
+        self._size -= size
+        return taken
 
     def close(self) -> None:
         """Nobody will take any more: drop what is held, let a waiting thread go, refuse what is still written."""

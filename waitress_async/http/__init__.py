@@ -2,8 +2,8 @@
 
 from waitress_async.http.connection import Connection, Receiving, Sending
 from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Data, Event, Request
-from waitress_async.http.fields import FieldMemo
 from waitress_async.http.limits import Limits
+from waitress_async.http.memo import HeadMemo
 from waitress_async.http.response import DefaultFields, HeadEncoder, ResponseHead, error_response
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Data",
     "DefaultFields",
     "Event",
-    "FieldMemo",
+    "HeadMemo",
     "HeadEncoder",
     "Limits",
     "Receiving",

@@ -13,9 +13,9 @@ import enum
 from waitress_async.errors import BadRequest, LocalProtocolError, RequestError
 from waitress_async.http.body import ChunkedReader, LengthReader
 from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Event, Request
-from waitress_async.http.fields import FieldMemo
 from waitress_async.http.head import HeadReader
 from waitress_async.http.limits import Limits
+from waitress_async.http.memo import HeadMemo
 from waitress_async.http.receive_buffer import ReceiveBuffer
 from waitress_async.http.response import ResponseHead
 
@@ -33,6 +33,13 @@ class Sending(enum.Enum):
     CHUNKED = "body bytes go out in chunks"
     BODILESS = "the response has no body; its bytes are dropped"
     CLOSED = "nothing more is sent"
+
+
+# Looked up often, and an attribute of an Enum class is a slow one.
+_AWAITING_HEAD, _AWAITING_BODY = Receiving.HEAD, Receiving.BODY
+_RECEIVED, _NOT_RECEIVING = Receiving.DONE, Receiving.CLOSED
+_IDLE, _SIZED, _CHUNKED, _BODILESS = Sending.IDLE, Sending.SIZED, Sending.CHUNKED, Sending.BODILESS
+_NOT_SENDING = Sending.CLOSED
 
 
 class Connection:
@@ -54,14 +61,14 @@ class Connection:
         "_sending",
     )
 
-    def __init__(self, limits: Limits, memo: FieldMemo) -> None:
+    def __init__(self, limits: Limits, memo: HeadMemo) -> None:
         self._limits = limits
         self._buffer = ReceiveBuffer()
         self._head = HeadReader(limits, memo)
         self._body: LengthReader | ChunkedReader | None = None
         self._request: Request | None = None
-        self._receiving = Receiving.HEAD
-        self._sending = Sending.IDLE
+        self._receiving = _AWAITING_HEAD
+        self._sending = _IDLE
         self._eof = False
         self._closing = False
 
@@ -87,7 +94,7 @@ class Connection:
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer. After a refusal or the end they are thrown away."""
-        if self._receiving is not Receiving.CLOSED:
+        if self._receiving is not _NOT_RECEIVING:
             self._buffer.feed(data)
 
     def receive_eof(self) -> None:
@@ -102,24 +109,24 @@ class Connection:
         once for what must be refused; after it, and after the end, the answer is `CLOSED`.
         """
         try:
-            if self._receiving is Receiving.HEAD:
+            if self._receiving is _AWAITING_HEAD:
                 request = self._head.read(self._buffer)
                 if request is not None:
                     return self._begin(request)
-            elif self._receiving is Receiving.BODY:
+            elif self._receiving is _AWAITING_BODY:
                 assert self._body is not None
                 event = self._body.read(self._buffer)
                 if event is END_OF_MESSAGE:
-                    self._receiving = Receiving.DONE
+                    self._receiving = _RECEIVED
                 if event is not None:
                     return event
-            elif self._receiving is Receiving.DONE:
+            elif self._receiving is _RECEIVED:
                 return PAUSED
             else:
                 return CLOSED
             if not self._eof:
                 return NEED_DATA
-            if self._receiving is Receiving.BODY or len(self._buffer):
+            if self._receiving is _AWAITING_BODY or len(self._buffer):
                 raise BadRequest("The request ended before it was complete.")
         except RequestError:
             self._stop_receiving()
@@ -131,16 +138,16 @@ class Connection:
         self._request = request
         if request.chunked:
             self._body = ChunkedReader(self._limits)
-            self._receiving = Receiving.BODY
+            self._receiving = _AWAITING_BODY
         elif request.content_length:
             self._body = LengthReader(request.content_length)
-            self._receiving = Receiving.BODY
+            self._receiving = _AWAITING_BODY
         else:
-            self._receiving = Receiving.DONE
+            self._receiving = _RECEIVED
         return request
 
     def _stop_receiving(self) -> None:
-        self._receiving = Receiving.CLOSED
+        self._receiving = _NOT_RECEIVING
         self._body = None
         self._buffer.clear()
 
@@ -152,7 +159,7 @@ class Connection:
 
     def send_continue(self) -> bytes:
         """100 (Continue), for a request that expects it and has sent no body yet (RFC 9110 section 10.1.1)."""
-        if self._receiving is not Receiving.BODY or self._sending is not Sending.IDLE:
+        if self._receiving is not _AWAITING_BODY or self._sending is not _IDLE:
             raise LocalProtocolError("100 (Continue) is for a request whose body is still to come")
         return b"" if len(self._buffer) else b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -162,31 +169,26 @@ class Connection:
         `length` is the size of the body where it is known and the head does not say it. A response
         that begins before its request is complete, or answers a refused one, ends the connection.
         """
-        if self._sending is not Sending.IDLE:
+        if self._sending is not _IDLE:
             raise LocalProtocolError("a response is under way already, or none is due")
         request = self._request
         framing = b""
         if not head.allows_body or self._method == "HEAD":
-            self._sending = Sending.BODILESS
+            self._sending = _BODILESS
             if length is not None and head.content_length is None and head.allows_body:
                 framing = b"Content-Length: %d\r\n" % length
         elif head.content_length is not None:
-            self._sending = Sending.SIZED
+            self._sending = _SIZED
         elif length is not None:
-            self._sending = Sending.SIZED
+            self._sending = _SIZED
             framing = b"Content-Length: %d\r\n" % length
         elif request is not None and request.http_11:
-            self._sending = Sending.CHUNKED
+            self._sending = _CHUNKED
             framing = b"Transfer-Encoding: chunked\r\n"
         else:
-            self._sending = Sending.SIZED
+            self._sending = _SIZED
             self._closing = True
-        if (
-            self._closing
-            or request is None
-            or not request.keep_alive
-            or self._receiving is not Receiving.DONE
-        ):
+        if self._closing or request is None or not request.keep_alive or self._receiving is not _RECEIVED:
             self._closing = True
             framing += b"Connection: close\r\n"
         elif not request.http_11:
@@ -199,24 +201,24 @@ class Connection:
 
     def send_data(self, data: bytes) -> bytes:
         """Frame some of the body: `data` itself, or a chunk of it. The caller keeps to the Content-Length."""
-        if self._sending is Sending.SIZED:
+        if self._sending is _SIZED:
             return data
-        if self._sending is Sending.CHUNKED:
+        if self._sending is _CHUNKED:
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self._sending is Sending.BODILESS:
+        if self._sending is _BODILESS:
             return b""
         raise LocalProtocolError("no response is under way")
 
     def end_response(self) -> bytes:
         """End the response. The connection is then ready for the next request, or `CLOSED`."""
-        if self._sending in (Sending.IDLE, Sending.CLOSED):
+        if self._sending in (_IDLE, _NOT_SENDING):
             raise LocalProtocolError("no response is under way")
-        last = b"0\r\n\r\n" if self._sending is Sending.CHUNKED else b""
+        last = b"0\r\n\r\n" if self._sending is _CHUNKED else b""
         self._request = self._body = None
         if self._closing:
-            self._sending = Sending.CLOSED
+            self._sending = _NOT_SENDING
             self._stop_receiving()
         else:
-            self._sending = Sending.IDLE
-            self._receiving = Receiving.HEAD
+            self._sending = _IDLE
+            self._receiving = _AWAITING_HEAD
         return last

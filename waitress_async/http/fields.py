@@ -45,6 +45,11 @@ def parse_field_line(line: bytes) -> Field:
     return key, value.decode("latin-1")
 
 
+def is_private(field: Field) -> bool:
+    """Whether a field must not be kept between requests."""
+    return field[0] in _PRIVATE
+
+
 def _why_malformed(line: bytes) -> BadRequest:
     if b"\n" in line:
         return bare_line_feed()
@@ -62,36 +67,3 @@ def _why_malformed(line: bytes) -> BadRequest:
     if b"\0" in value:
         return BadRequest("A NUL was found in a field value.")
     return BadRequest("A control character was found in a field value.")
-
-
-class FieldMemo:
-    """Field lines already parsed, for clients repeat themselves. One per server, used on its loop only.
-
-    Two generations of bounded size: when the recent one is full it becomes the older one, and a line
-    that is asked for again moves back. `recent` is public so that a hit costs one dict look-up:
-    `memo.recent.get(line) or memo.parse(line)`.
-    """
-
-    MAX_LINE: Final = 512  # bytes
-    MAX_ENTRIES: Final = 1_024  # in each generation
-    MAX_BYTES: Final = 131_072  # of raw lines, in each generation
-
-    __slots__ = ("_older", "_size", "recent")
-
-    def __init__(self) -> None:
-        self.recent: dict[bytes, Field] = {}
-        self._older: dict[bytes, Field] = {}
-        self._size = 0
-
-    def parse(self, line: bytes) -> Field:
-        """The field of a line that `recent` does not hold. Raises as `parse_field_line` does."""
-        field = self._older.get(line)
-        if field is None:
-            field = parse_field_line(line)
-            if len(line) > self.MAX_LINE or field[0] in _PRIVATE:
-                return field
-        self._size += len(line)
-        if len(self.recent) >= self.MAX_ENTRIES or self._size > self.MAX_BYTES:
-            self._older, self.recent, self._size = self.recent, {}, len(line)
-        self.recent[line] = field
-        return field

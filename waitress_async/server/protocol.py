@@ -26,6 +26,10 @@ _LINGER_BYTES: Final = 16_777_216
 _RETRY_AFTER: Final = 1  # seconds
 
 
+# Looked up often, and an attribute of an Enum class is a slow one.
+_HEAD, _BODY, _DONE, _CLOSED = Receiving.HEAD, Receiving.BODY, Receiving.DONE, Receiving.CLOSED
+
+
 class HTTPProtocol(asyncio.Protocol):
     """One connection from accept to its loss, at most one exchange at a time."""
 
@@ -36,6 +40,7 @@ class HTTPProtocol(asyncio.Protocol):
         "_last_activity",
         "_linger_bytes",
         "_linger_until",
+        "_pump",
         "_reading_paused",
         "_runtime",
         "_sender",
@@ -72,6 +77,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._sender = Sender(
             self._transport, self._connection, runtime.default_fields, self._response_complete
         )
+        self._pump = self._sender.pump
         self._last_activity = runtime.loop.time()
         runtime.connections.add(self)
         if runtime.phase is not Phase.READY:
@@ -82,9 +88,9 @@ class HTTPProtocol(asyncio.Protocol):
         connection = self._connection
         connection.receive_data(data)
         receiving = connection.receiving
-        if receiving is Receiving.HEAD or receiving is Receiving.BODY:
+        if receiving is _HEAD or receiving is _BODY:
             self._advance()
-        elif receiving is Receiving.DONE:
+        elif receiving is _DONE:
             if connection.unread > _LOOK_AHEAD and not self._reading_paused:
                 self._reading_paused = True
                 self._transport.pause_reading()
@@ -97,9 +103,9 @@ class HTTPProtocol(asyncio.Protocol):
         """The client has said all it will. It is still owed what it asked for."""
         self._connection.receive_eof()
         receiving = self._connection.receiving
-        if receiving is Receiving.HEAD or receiving is Receiving.BODY:
+        if receiving is _HEAD or receiving is _BODY:
             self._advance()
-        elif receiving is Receiving.CLOSED:
+        elif receiving is _CLOSED:
             self._transport.close()
         return True
 
@@ -113,11 +119,7 @@ class HTTPProtocol(asyncio.Protocol):
         exchange = self._exchange
         self._exchange = None
         self._sender.close()
-        if (
-            exchange is not None
-            and exchange.body is not None
-            and self._connection.receiving is not Receiving.DONE
-        ):
+        if exchange is not None and exchange.body is not None and self._connection.receiving is not _DONE:
             exchange.body.close()
         self._runtime.connections.discard(self)
         self._runtime.connection_lost(self)
@@ -145,14 +147,15 @@ class HTTPProtocol(asyncio.Protocol):
             elif event is CLOSED:
                 self._transport.close()
                 return
-            else:
+            else:  # NEED_DATA or PAUSED
                 return
+            if connection.receiving is _DONE:
+                return  # until it is answered
 
     def _begin(self, request: Request) -> None:
         runtime = self._runtime
-        settings = runtime.settings
-        body = BufferReader(overflow=settings.inbuf_overflow) if request.has_body else None
-        output = Output(runtime.wakeup, self._sender.pump, settings.outbuf_high_watermark)
+        body = BufferReader(overflow=runtime.settings.inbuf_overflow) if request.has_body else None
+        output = Output(runtime.wakeup, self._pump, runtime.settings.outbuf_high_watermark)
         self._exchange = exchange = Exchange(runtime.application, self._base_environ, request, body, output)
         if body is None:
             self._queue(exchange)
@@ -235,5 +238,5 @@ class HTTPProtocol(asyncio.Protocol):
             return
         if unsent:
             self._transport.abort()
-        elif self._exchange is None or self._connection.receiving is not Receiving.DONE:
+        elif self._exchange is None or self._connection.receiving is not _DONE:
             self._transport.close()

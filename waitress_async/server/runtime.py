@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from waitress_async.bridge import LogThread, Pool, Wakeup
-from waitress_async.http import DefaultFields, FieldMemo, HeadEncoder, Limits
+from waitress_async.http import DefaultFields, HeadMemo, HeadEncoder, Limits
 from waitress_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -52,6 +52,6 @@ class Runtime:
     pool: Pool
     log: LogThread
     connection_lost: Callable[[HTTPProtocol], object]
-    memo: FieldMemo = field(default_factory=FieldMemo)
+    memo: HeadMemo = field(default_factory=HeadMemo)
     connections: set[HTTPProtocol] = field(default_factory=set)
     phase: Phase = Phase.NEW

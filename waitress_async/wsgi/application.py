@@ -87,6 +87,10 @@ class _Phase(enum.Enum):
     COMPLETE = "the sink has all that it will get"
 
 
+# Looked up often, and an attribute of an Enum class is a slow one.
+_HEAD, _BODY, _COMPLETE = _Phase.HEAD, _Phase.BODY, _Phase.COMPLETE
+
+
 class _Response:
     """The state of one response as the app's thread sees it, and the accounting of its body."""
 
@@ -96,7 +100,7 @@ class _Response:
         self._environ = environ
         self._sink = sink
         self._encoder = encoder
-        self._phase = _Phase.HEAD
+        self._phase = _HEAD
         self._head: ResponseHead | None = None
         self._length: int | None = None
         self._remaining: int | None = None  # bytes still to come, where the length is known
@@ -113,7 +117,7 @@ class _Response:
         """PEP 3333 "The start_response() Callable"."""
         if exc_info is not None:
             try:
-                if self._phase is not _Phase.HEAD and exc_info[1] is not None:
+                if self._phase is not _HEAD and exc_info[1] is not None:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # break the cycle through the traceback's frame
@@ -147,10 +151,13 @@ class _Response:
     def _send_complete(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
         for chunk in chunks:
             _check_chunk(chunk)
-        length = sum(map(len, chunks))
+        if len(chunks) > 1:
+            length = sum(map(len, chunks))
+            if length <= _JOIN_LIMIT:
+                chunks = (b"".join(chunks),)
+        else:
+            length = len(chunks[0]) if chunks else 0
         self._begin(length)
-        if length <= _JOIN_LIMIT:
-            chunks = chunks if len(chunks) == 1 else (b"".join(chunks),)
         for chunk in chunks:
             if chunk and not self._write(chunk):
                 break
@@ -164,12 +171,12 @@ class _Response:
 
     def _begin(self, length: int | None) -> None:
         """Give the head to the sink, when the first of the body is there. `length`: of the body, if known."""
-        if self._phase is not _Phase.HEAD:
+        if self._phase is not _HEAD:
             return
         head = self._head
         if head is None:
             raise AssertionError("start_response was not called before the first of the body")
-        self._phase = _Phase.BODY
+        self._phase = _BODY
         is_head = self._environ["REQUEST_METHOD"] == "HEAD"
         if is_head or not head.allows_body:
             self._surplus = "" if is_head else _NOT_ALLOWED
@@ -185,7 +192,7 @@ class _Response:
 
         Returns whether it is worth asking the app for more.
         """
-        if self._phase is _Phase.COMPLETE:
+        if self._phase is _COMPLETE:
             self._refuse_surplus()
             return False
         if self._remaining is not None:
@@ -205,13 +212,14 @@ class _Response:
             self._surplus = ""
 
     def _finish(self, data: bytes) -> None:
-        self._phase = _Phase.COMPLETE
+        self._phase = _COMPLETE
         self._sink.finish(data)
 
     def _end(self) -> None:
         """The app has nothing more to give."""
-        self._begin(0)
-        if self._phase is _Phase.COMPLETE:
+        if self._phase is _HEAD:
+            self._begin(0)
+        if self._phase is _COMPLETE:
             return
         if self._remaining:
             assert self._length is not None
@@ -227,13 +235,13 @@ class _Response:
 
     def cut(self) -> None:
         """Let the client see that what it has is not the whole."""
-        if self._phase is not _Phase.COMPLETE:
-            self._phase = _Phase.COMPLETE
+        if self._phase is not _COMPLETE:
+            self._phase = _COMPLETE
             self._sink.abort()
 
     def fail(self, error: BaseException, expose_tracebacks: bool) -> None:
         """Answer for an app that raised."""
-        if self._phase is not _Phase.HEAD:
+        if self._phase is not _HEAD:
             self.cut()
             return
         detail = "The application failed, and the server's log says how."
