@@ -4,6 +4,7 @@ import dataclasses
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,3 +312,9 @@ def test_the_table_has_a_row_for_each_setting() -> None:
     assert [row.split("`")[1] for row in rows] == [declaration.name for declaration in DECLARATIONS]
     assert "| `threads` | `--threads` | 4 threads | Threads that run the app. |" in rows
     assert "| `channel_timeout` | `--channel-timeout` | 120 seconds |" in settings_table()
+
+
+def test_the_readme_has_the_table_of_the_declaration() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    table = readme.split("compared in tests/test_settings.py -->\n")[1].split("<!-- end of settings -->")[0]
+    assert table == settings_table()

@@ -1,4 +1,4 @@
-"""The only place where threads meet the loop: the pool, the output of a response, wake-ups, the log's thread."""
+"""The only place where threads meet the loop: pool, output, wake-ups, the log's thread."""
 
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.output import Output

@@ -67,7 +67,7 @@ class Output:
         self.length = length
 
     def write(self, data: bytes) -> None:
-        """Hand over some of the body; wait while too much of it is not yet taken. Raises ClientDisconnected."""
+        """Hand over some of the body; wait while too much is not yet taken. Raises ClientDisconnected."""
         waiter = None
         with self._lock:
             if self._closed:
@@ -144,7 +144,7 @@ class Output:
         return taken
 
     def close(self) -> None:
-        """Nobody will take any more: drop what is held, let a waiting thread go, refuse what is still written."""
+        """Nobody will take any more: drop what is held, let a waiting thread go, refuse what is written."""
         with self._lock:
             self._closed = True
             self._chunks.clear()

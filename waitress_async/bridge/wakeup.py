@@ -25,7 +25,7 @@ class Wakeup:
         self._pending = threading.Lock()
 
     def call(self, call: Call) -> None:
-        """Have `call()` made on the loop. Any thread, or a signal handler. Once the loop is closed, a no-op."""
+        """Have `call()` made on the loop. Any thread, or a signal handler. A no-op on a closed loop."""
         self._calls.append(call)
         if self._pending.acquire(blocking=False):
             try:

@@ -1,4 +1,4 @@
-"""Request bodies: readers that turn framed bytes into `Data` and `END_OF_MESSAGE` (RFC 9112 sections 6 and 7)."""
+"""Request bodies: readers of framed bytes into `Data` and `END_OF_MESSAGE` (RFC 9112 sections 6, 7)."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class Connection:
         self._closing = True
 
     def send_continue(self) -> bytes:
-        """100 (Continue), for a request that expects it and has sent no body yet (RFC 9110 section 10.1.1)."""
+        """100 (Continue), unless some of the body is there already (RFC 9110 section 10.1.1)."""
         if self._receiving is not _AWAITING_BODY or self._sending is not _IDLE:
             raise LocalProtocolError("100 (Continue) is for a request whose body is still to come")
         return b"" if len(self._buffer) else b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -18,7 +18,7 @@ _PRIVATE: Final = frozenset({"HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_PROXY_AU
 
 
 def parse_field_line(line: bytes) -> Field:
-    """Return the CGI name (RFC 3875 section 4.1.18) and the latin-1 value of one field line without its CR LF.
+    """The CGI name (RFC 3875 section 4.1.18) and the latin-1 value of one field line without its CR LF.
 
     Names with `_` are dropped, as they would collide with the same name spelt with `-`; so is
     `Proxy`, which CGI would turn into a variable that programs trust (CVE-2016-5385).

@@ -28,12 +28,13 @@ FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")
 CONTENT_LENGTH: Final = re.compile(rb"[0-9]{1,19}+")
 
 # RFC 9112 section 7.1. Extensions are validated and thrown away.
-_QUOTED: Final = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_QUOTED_STRING: Final = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 CHUNK_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16}+)((?:"
-    + _OWS + rb";" + _OWS + _TOKEN + rb"(?:" + _OWS + rb"=" + _OWS + rb"(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+"
+    + (_OWS + rb";" + _OWS + _TOKEN)
+    + (rb"(?:" + _OWS + rb"=" + _OWS + rb"(?:" + _TOKEN + rb"|" + _QUOTED_STRING + rb"))?+")
     + rb")*+)"
-)  # fmt: skip
+)
 
 # RFC 3986 section 3.2: reg-name or IPv4 address, or an IP literal in brackets, and a port.
 _AUTHORITY: Final = re.compile(
@@ -45,7 +46,7 @@ ABSOLUTE_TARGET: Final = re.compile(rb"https?://([^/?#]*+)([^#]*+)", re.IGNORECA
 
 
 def is_authority(value: bytes) -> bool:
-    """Whether `value` is `host [":" port]` as RFC 9110 section 7.2 has it for Host, the empty one included."""
+    """Whether `value` is `host [":" port]` as RFC 9110 section 7.2 has it for Host, which may be empty."""
     match = _AUTHORITY.fullmatch(value)
     if match is None:
         return False

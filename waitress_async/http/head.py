@@ -1,4 +1,4 @@
-"""A request head: request line and fields, judged in the order of their bytes (RFC 9112 sections 2, 3, 5, 6)."""
+"""A request head: request line and fields, judged in the order of their bytes (RFC 9112)."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ class HeadReader:
             )
 
     def _finish(self, line: RequestLine) -> Request:
-        """The checks that need the whole head: Host, framing (RFC 9112 section 6), expectation, persistence."""
+        """The checks that need the whole head: Host, framing (RFC 9112 section 6), the connection."""
         fields = self._fields
         fields.pop("", None)
         if line.http_11 and "HTTP_HOST" not in fields:

@@ -46,7 +46,7 @@ def parse_request_line(line: bytes) -> RequestLine:
 
 
 def why_malformed(line: bytes) -> RequestError:
-    """Why, judged as far as a reader of single bytes would have come: a wrong first byte before anything else."""
+    """Why, as a reader of single bytes would have found: a wrong first byte before anything else."""
     if line[:1] == b"\x16":
         return BadRequest("This looks like a TLS handshake, and this port speaks plain HTTP.")
     if b"\n" in line and (line[:1] == b"\n" or grammar.TOKEN.match(line)):

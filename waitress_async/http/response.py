@@ -1,4 +1,4 @@
-"""A response head: status and fields checked and encoded once, default fields, and the server's own answers."""
+"""A response head: status and fields checked and encoded, default fields, the server's own answers."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class DefaultFields:
 
 
 def error_response(error: HTTPError, encoder: HeadEncoder) -> tuple[ResponseHead, bytes]:
-    """The one place where the server's own answers are rendered: text/plain, the reason, the setting exceeded."""
+    """The one place where the server's own answers are rendered: reason, detail, setting exceeded."""
     detail = error.detail
     if error.setting:
         detail += f" (setting: {error.setting})"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import Final
 
-from waitress_async.bridge import LogThread
 from waitress_async.settings import Settings
 
 # Connections taken from one socket before the loop sees to other things.
@@ -66,7 +65,7 @@ async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Add
 def _bind(family: socket.AddressFamily, address: Address) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if hasattr(socket, "SO_REUSEADDR") and socket.SO_REUSEADDR:
+        if os.name == "posix":  # elsewhere it would let others bind the same port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -98,18 +97,15 @@ class Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        log: LogThread,
         on_accept: Callable[[socket.socket, Address, Listener], bool],
-        on_exhausted: Callable[[], object],
+        on_error: Callable[[OSError], object],
     ) -> None:
-        """`on_accept(sock, address, listener)` takes over an accepted socket and says whether there is room
-        for another; `on_exhausted()` is called when the system has no room, after which nothing is
-        accepted before `resume`."""
+        """`on_accept(sock, address, listener)` takes over an accepted socket and says whether there is
+        room for another; `on_error` is told why none could be accepted."""
         self._loop = loop
         self._sock = sock
-        self._log = log
         self._on_accept = on_accept
-        self._on_exhausted = on_exhausted
+        self._on_error = on_error
         self._accepting = False
         self.address: Address = sock.getsockname()
 
@@ -130,17 +126,12 @@ class Listener:
 
     def _accept(self) -> None:
         for _ in range(_BATCH):
-            if not self._accepting:
-                return
             try:
                 sock, address = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._log.log(
-                    logging.WARNING, "server accept() threw an exception: %s; pausing for a moment", error
-                )
-                self._on_exhausted()
+                self._on_error(error)
                 return
             sock.setblocking(False)
             if not self._on_accept(sock, address, self):

@@ -11,7 +11,7 @@ from waitress_async.buffers import BufferReader
 from waitress_async.errors import HTTPError, RequestError, ServiceUnavailable
 from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
 from waitress_async.server.exchange import Exchange
-from waitress_async.server.runtime import Phase, Runtime
+from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
 from waitress_async.wsgi import base_environ
 
@@ -79,9 +79,7 @@ class HTTPProtocol(asyncio.Protocol):
         )
         self._pump = self._sender.pump
         self._last_activity = runtime.loop.time()
-        runtime.connections.add(self)
-        if runtime.phase is not Phase.READY:
-            self.drain()
+        runtime.connections.made(self)
 
     def data_received(self, data: bytes) -> None:
         self._last_activity = self._runtime.loop.time()
@@ -121,8 +119,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._sender.close()
         if exchange is not None and exchange.body is not None and self._connection.receiving is not _DONE:
             exchange.body.close()
-        self._runtime.connections.discard(self)
-        self._runtime.connection_lost(self)
+        self._runtime.connections.lost(self)
 
     # -- requests
 
@@ -224,7 +221,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._transport.abort()
 
     def sweep(self, now: float) -> None:
-        """Close what has lingered long enough, and what has been idle or has not moved for channel_timeout."""
+        """Close what has lingered long enough, and what has not moved for channel_timeout."""
         if self._linger_until is not None:
             if now >= self._linger_until:
                 self._transport.abort()

@@ -1,34 +1,41 @@
-"""The server: listeners in front, connections in the middle, a pool of threads behind. Loop's thread.
-
-Only `request_stop` may be called from elsewhere.
-"""
+"""The server's life: start, serve, stop. Loop's thread, but for `request_stop`."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import enum
 import logging
-import socket
+import math
 from contextvars import copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from waitress_async.bridge import LogThread, Pool, Wakeup
 from waitress_async.errors import ServerClosed
-from waitress_async.http import DefaultFields, HeadEncoder, Limits
-from waitress_async.server.descriptors import descriptor_allowance
-from waitress_async.server.listeners import Address, Listener, format_address, open_sockets
+from waitress_async.http import DefaultFields, HeadEncoder, HeadMemo, Limits
+from waitress_async.server.connections import Connections
+from waitress_async.server.descriptors import connection_limit
+from waitress_async.server.listeners import Address, format_address, open_sockets
 from waitress_async.server.protocol import HTTPProtocol
-from waitress_async.server.runtime import Application, Phase, Runtime
+from waitress_async.server.runtime import Application, Runtime
 from waitress_async.settings import Settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-_SWEEP_INTERVAL: Final = 1.0  # seconds
-_MAX_CONNECTIONS: Final = 10_000  # where the setting leaves it to the descriptor limit
-
-# After an abort, the time in seconds that threads and log have to end.
+# The time in seconds that threads and log have to end when everything else has.
 _UNWIND_TIMEOUT: Final = 1.0
+
+
+class Phase(enum.Enum):
+    """The life of a server. It only ever goes forward."""
+
+    NEW = "not started"
+    READY = "serving"
+    DRAINING = "accepting nothing; what is under way is answered"
+    ABORTING = "what is still under way is cut"
+    STOPPED = "nothing of ours is left"
 
 
 class Server:
@@ -42,6 +49,8 @@ class Server:
     can share a loop. All methods are for the loop's thread but `request_stop`.
     """
 
+    _runtime: Runtime  # from the start on
+
     def __init__(self, app: WSGIApplication, settings: Settings | None = None, /, **options: object) -> None:
         """`options` are settings by keyword; or give a `Settings`. Raises SettingsError (a ValueError)."""
         if settings is not None and options:
@@ -49,29 +58,33 @@ class Server:
         self._app = app
         self._settings = settings or Settings.from_keywords(**options)
         self._phase = Phase.NEW
-        self._runtime: Runtime | None = None
-        self._listeners: list[Listener] = []
-        self._handshakes: set[asyncio.Task[object]] = set()  # accepted sockets on their way to a transport
-        self._limit = 0
-        self._limit_reached = False
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._addresses: list[Address] = []
+        self._stop_at = math.inf  # when a stop under way becomes an abort, in the loop's time
+        self._deadline: asyncio.Timeout | None = None  # which holds it to that
         self._stopping: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()  # a connection was lost, or the deadline moved
         self._stopped = asyncio.Event()
-        self._deadline = 0.0
 
     # -- life
 
     async def start(self) -> None:
-        """Listen and serve. Raises OSError for an address that cannot be had; nothing is left open then."""
+        """Listen and serve. Raises OSError, which names the address, for one that cannot be had; nothing
+        is left open then."""
         if self._phase is not Phase.NEW:
             raise ServerClosed("a server is started once")
+        sockets = await open_sockets(self._settings)
+        self._runtime = runtime = self._make_runtime()
+        self._addresses = runtime.connections.listen(sockets)
+        self._phase = Phase.READY
+        for address in self._addresses:
+            url = f"{self._settings.url_scheme}://{format_address(address)}"
+            runtime.log.log(logging.INFO, "Serving on %s", url)
+
+    def _make_runtime(self) -> Runtime:
         loop = asyncio.get_running_loop()
         settings = self._settings
-        sockets = await open_sockets(settings)
         wakeup = Wakeup(loop)
         log = LogThread(wakeup)
-        self._runtime = runtime = Runtime(
+        return Runtime(
             loop=loop,
             settings=settings,
             limits=Limits(
@@ -80,34 +93,17 @@ class Server:
                 target_size=settings.max_request_target_size,
                 body_size=settings.max_request_body_size,
             ),
-            application=Application(self._app, copy_context(), HeadEncoder(), settings.expose_tracebacks),
+            memo=HeadMemo(),
             default_fields=DefaultFields(settings.ident),
+            application=Application(self._app, copy_context(), HeadEncoder(), settings.expose_tracebacks),
             wakeup=wakeup,
             pool=Pool(wakeup, name="waitress_async", threads=settings.threads, max_queue=settings.max_queue),
             log=log,
-            connection_lost=self._connection_lost,
+            connections=Connections(loop, log, connection_limit(settings, log), self._make_protocol),
         )
-        self._limit = self._connection_limit(log)
-        self._listeners = [Listener(loop, sock, log, self._accepted, self._exhausted) for sock in sockets]
-        self._enter(Phase.READY)
-        for listener in self._listeners:
-            log.log(logging.INFO, "Serving on %s://%s", settings.url_scheme, format_address(listener.address))
-            listener.resume()
-        del runtime
 
-    def _connection_limit(self, log: LogThread) -> int:
-        wanted = self._settings.connection_limit
-        allowed = descriptor_allowance()
-        if wanted > allowed:
-            log.log(
-                logging.WARNING, "connection_limit %d lowered to %d by the descriptor limit", wanted, allowed
-            )
-        return min(wanted or _MAX_CONNECTIONS, allowed)
-
-    def _enter(self, phase: Phase) -> None:
-        self._phase = phase
-        if self._runtime is not None:
-            self._runtime.phase = phase
+    def _make_protocol(self, peer: Address, listener: Address) -> HTTPProtocol:
+        return HTTPProtocol(self._runtime, (peer[0], str(peer[1])), str(listener[1]))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -131,23 +127,21 @@ class Server:
     async def stop(self, timeout: float | None = None) -> None:
         """Stop: accept nothing more, finish what is under way, then cut what is left.
 
-        `timeout` in seconds is `graceful_timeout` by default; a second call with a smaller one shortens
-        it. Returns when no connection, thread (but one stuck in the app, which is named in the log), task
-        or descriptor of the server is left. Calling it again, or before the start, is fine.
+        `timeout` in seconds is `graceful_timeout` by default; a call with a smaller one shortens a stop
+        under way. Returns when no connection, thread (but one stuck in the app, which is named in the
+        log), task or descriptor of the server is left. Calling it again, or before the start, is fine.
         """
         if self._phase is Phase.NEW:
-            self._enter(Phase.STOPPED)
-            self._stopped.set()
-            return
-        if self._phase is Phase.STOPPED:
-            return
-        self._begin_stop(timeout)
-        assert self._stopping is not None
-        await asyncio.shield(self._stopping)
+            self._enter_stopped()
+        elif self._phase is not Phase.STOPPED:
+            await asyncio.shield(self._begin_stop(timeout))
 
     def request_stop(self, timeout: float | None = None) -> None:
-        """Have `stop(timeout)` begin, and return at once. Any thread, or a signal handler."""
-        if self._runtime is not None:
+        """Have `stop(timeout)` begin, and return at once. Any thread, or a signal handler.
+
+        Before the start it does nothing.
+        """
+        if self._phase is not Phase.NEW:
             self._runtime.wakeup.call(lambda: self._begin_stop(timeout))
 
     # -- where it listens
@@ -155,7 +149,7 @@ class Server:
     @property
     def addresses(self) -> list[Address]:
         """The socket addresses that are listened on, `(host, port)` or `(host, port, flow, scope)`."""
-        return [listener.address for listener in self._listeners]
+        return list(self._addresses)
 
     @property
     def port(self) -> int:
@@ -164,138 +158,57 @@ class Server:
 
     @property
     def url(self) -> str:
-        """A URL, without a slash at its end, by which this machine reaches the first address."""
+        """A URL without a path by which this machine reaches the first address."""
         host, port = self._first_address[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"{self._settings.url_scheme}://{format_address((host, port))}"
 
     @property
     def _first_address(self) -> Address:
-        if not self._listeners:
+        if not self._addresses:
             raise ServerClosed("the server listens nowhere: it has not started")
-        return self._listeners[0].address
-
-    # -- connections
-
-    def _accepted(self, sock: socket.socket, address: Address, listener: Listener) -> bool:
-        runtime = self._runtime
-        assert runtime is not None
-        host, port = address[:2]
-        protocol = HTTPProtocol(runtime, (host, str(port)), str(listener.address[1]))
-        task = runtime.loop.create_task(self._connect(protocol, sock))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
-        if self._sweeper is None:
-            self._sweeper = runtime.loop.call_later(_SWEEP_INTERVAL, self._sweep)
-        if self._open_connections < self._limit:
-            return True
-        if not self._limit_reached:
-            self._limit_reached = True
-            runtime.log.log(
-                logging.WARNING,
-                "total open connections reached the connection limit, no longer accepting new connections",
-            )
-        self._pause_listening()
-        return False
-
-    async def _connect(self, protocol: HTTPProtocol, sock: socket.socket) -> None:
-        assert self._runtime is not None
-        try:
-            await self._runtime.loop.connect_accepted_socket(lambda: protocol, sock)
-        except OSError:  # the peer is gone already
-            sock.close()
-
-    @property
-    def _open_connections(self) -> int:
-        assert self._runtime is not None
-        return len(self._runtime.connections) + len(self._handshakes)
-
-    def _connection_lost(self, protocol: HTTPProtocol) -> None:
-        self._changed.set()
-        if self._limit_reached and self._open_connections < self._limit and self._phase is Phase.READY:
-            self._limit_reached = False
-            assert self._runtime is not None
-            self._runtime.log.log(
-                logging.INFO,
-                "total open connections dropped below the connection limit, listening again",
-            )
-            self._resume_listening()
-
-    def _exhausted(self) -> None:
-        assert self._runtime is not None
-        self._pause_listening()
-        self._runtime.loop.call_later(_SWEEP_INTERVAL, self._resume_listening)
-
-    def _pause_listening(self) -> None:
-        for listener in self._listeners:
-            listener.pause()
-
-    def _resume_listening(self) -> None:
-        if self._phase is Phase.READY and not self._limit_reached:
-            for listener in self._listeners:
-                listener.resume()
-
-    def _sweep(self) -> None:
-        """The one timer of the server. It runs only while there are connections."""
-        runtime = self._runtime
-        assert runtime is not None
-        self._sweeper = None
-        now = runtime.loop.time()
-        for protocol in list(runtime.connections):
-            protocol.sweep(now)
-        if self._open_connections and self._phase is not Phase.STOPPED:
-            self._sweeper = runtime.loop.call_later(_SWEEP_INTERVAL, self._sweep)
+        return self._addresses[0]
 
     # -- the stop
 
-    def _begin_stop(self, timeout: float | None) -> None:
-        runtime = self._runtime
-        assert runtime is not None
-        if self._phase is Phase.STOPPED:
-            return
-        deadline = runtime.loop.time() + (self._settings.graceful_timeout if timeout is None else timeout)
+    def _begin_stop(self, timeout: float | None) -> asyncio.Task[None]:
+        loop = self._runtime.loop
+        if timeout is None:
+            timeout = self._settings.graceful_timeout
+        self._stop_at = min(self._stop_at, loop.time() + timeout)
         if self._stopping is None:
-            self._deadline = deadline
-            self._stopping = runtime.loop.create_task(self._stop())
-        elif deadline < self._deadline:
-            self._deadline = deadline
-            self._changed.set()
+            self._stopping = loop.create_task(self._stop())
+        elif self._deadline is not None:
+            self._deadline.reschedule(self._stop_at)
+        return self._stopping
 
     async def _stop(self) -> None:
         runtime = self._runtime
-        assert runtime is not None
+        loop = runtime.loop
+        self._phase = Phase.DRAINING
         try:
-            self._enter(Phase.DRAINING)
-            for listener in self._listeners:
-                listener.close()
-            for protocol in list(runtime.connections):
-                protocol.drain()
-            await self._until_empty()
-        finally:
-            self._enter(Phase.ABORTING)
-            for task in list(self._handshakes):
-                task.cancel()
-            for protocol in list(runtime.connections):
-                protocol.abort()
+            runtime.connections.close()
+            async with asyncio.timeout_at(self._stop_at) as self._deadline:
+                await runtime.connections.wait_empty()
+        except TimeoutError:
+            runtime.log.log(
+                logging.WARNING, "%d connection(s) cut at the end of the stop", len(runtime.connections)
+            )
+        finally:  # also when this task is cancelled, as by the end of asyncio.run()
+            self._phase = Phase.ABORTING
+            self._deadline = None
+            runtime.connections.abort()
+            runtime.connections.stop_sweeping()
             runtime.pool.close()
-        remaining = max(self._deadline - runtime.loop.time(), _UNWIND_TIMEOUT)
-        stuck = await runtime.pool.wait_closed(remaining)
+        stuck = await runtime.pool.wait_closed(max(self._stop_at - loop.time(), _UNWIND_TIMEOUT))
         if stuck:
             runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), ", ".join(stuck))
-        self._deadline = runtime.loop.time() + _UNWIND_TIMEOUT
-        await self._until_empty()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_UNWIND_TIMEOUT):
+                await runtime.connections.wait_empty()
         await runtime.log.close(_UNWIND_TIMEOUT)
-        self._enter(Phase.STOPPED)
-        self._stopped.set()
+        self._enter_stopped()
 
-    async def _until_empty(self) -> None:
-        """Wait for the last connection to go, until the deadline."""
-        assert self._runtime is not None
-        while self._open_connections:
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), self._deadline - self._runtime.loop.time())
-            except TimeoutError:
-                return
+    def _enter_stopped(self) -> None:
+        self._phase = Phase.STOPPED
+        self._stopped.set()

@@ -48,7 +48,7 @@ def request_environ(
     body_length: int,
     client_disconnected: Callable[[], bool],
 ) -> Environ:
-    """The environ of one request whose body is complete: `body` is at position 0 and holds `body_length` bytes.
+    """The environ of a request whose body is complete, at position 0 of `body`, and `body_length` bytes long.
 
     A chunked request gets a CONTENT_LENGTH, for apps read no further than that. No field can
     override another key: all their names begin with HTTP_ but for CONTENT_TYPE and CONTENT_LENGTH.

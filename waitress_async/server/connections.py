@@ -1,0 +1,149 @@
+"""The connections of one server, the listeners they come by, and the limit on their number. Loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from waitress_async.bridge import LogThread
+from waitress_async.server.listeners import Address, Listener
+
+if TYPE_CHECKING:
+    from waitress_async.server.protocol import HTTPProtocol
+
+_SWEEP_INTERVAL: Final = 1.0  # seconds
+
+
+class Connections:
+    """Accepts, counts and sweeps connections.
+
+    At the limit nothing is accepted until a connection is lost; what comes meanwhile waits in the
+    system's backlog.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: LogThread,
+        limit: int,
+        make_protocol: Callable[[Address, Address], HTTPProtocol],
+    ) -> None:
+        """`make_protocol(peer's address, listener's address)` makes the protocol of a new connection."""
+        self._loop = loop
+        self._log = log
+        self._limit = limit
+        self._make_protocol = make_protocol
+        self._listeners: list[Listener] = []
+        self._protocols: set[HTTPProtocol] = set()
+        self._arriving: set[asyncio.Task[None]] = set()  # accepted, and on their way to a transport
+        self._full = False
+        self._closed = False
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._lost = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._protocols) + len(self._arriving)
+
+    # -- accepting
+
+    def listen(self, sockets: list[socket.socket]) -> list[Address]:
+        """Accept from these listening sockets, which are ours from now on. Returns their addresses."""
+        self._listeners = [Listener(self._loop, sock, self._accept, self._accept_failed) for sock in sockets]
+        for listener in self._listeners:
+            listener.resume()
+        return [listener.address for listener in self._listeners]
+
+    def close(self) -> None:
+        """Accept no more, and let each connection end: at once if it is idle, or after its response."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.close()
+        for protocol in list(self._protocols):
+            protocol.drain()
+
+    def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> bool:
+        """Take over an accepted socket. Returns whether there is room for another."""
+        task = self._loop.create_task(self._connect(sock, self._make_protocol(address, listener.address)))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
+        if len(self) < self._limit:
+            return True
+        self._full = True
+        self._log.log(
+            logging.WARNING,
+            "total open connections reached the connection limit, no longer accepting new connections",
+        )
+        self._pause_listening()
+        return False
+
+    async def _connect(self, sock: socket.socket, protocol: HTTPProtocol) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, sock)
+        except OSError:  # the peer is gone already
+            sock.close()
+        else:
+            if self._closed:
+                protocol.drain()
+
+    def _accept_failed(self, error: OSError) -> None:
+        """The system is out of descriptors or memory: trying again at once would spin."""
+        self._log.log(logging.WARNING, "server accept() threw an exception: %s", error)
+        self._pause_listening()
+        self._loop.call_later(_SWEEP_INTERVAL, self._resume_listening)
+
+    def _pause_listening(self) -> None:
+        for listener in self._listeners:
+            listener.pause()
+
+    def _resume_listening(self) -> None:
+        if not self._closed and not self._full:
+            for listener in self._listeners:
+                listener.resume()
+
+    # -- connections
+
+    def made(self, protocol: HTTPProtocol) -> None:
+        self._protocols.add(protocol)
+
+    def lost(self, protocol: HTTPProtocol) -> None:
+        self._protocols.discard(protocol)
+        self._lost.set()
+        if self._full and len(self) < self._limit:
+            self._full = False
+            self._log.log(
+                logging.INFO,
+                "total open connections dropped below the connection limit, listening again",
+            )
+            self._resume_listening()
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for task in self._arriving:
+            task.cancel()
+        for protocol in list(self._protocols):
+            protocol.abort()
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is left."""
+        while len(self):
+            self._lost.clear()
+            await self._lost.wait()
+
+    def _sweep(self) -> None:
+        """The server's one timer. It runs only while there are connections."""
+        self._sweeper = None
+        now = self._loop.time()
+        for protocol in list(self._protocols):
+            protocol.sweep(now)
+        if len(self):
+            self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
+
+    def stop_sweeping(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
