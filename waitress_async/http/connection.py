@@ -29,7 +29,8 @@ class Receiving(enum.Enum):
 
 class Sending(enum.Enum):
     IDLE = "no response is under way"
-    SIZED = "body bytes go out as they are: a known length, or until the close"
+    SIZED = "body bytes go out as they are, up to a known length"
+    UNTIL_CLOSE = "body bytes go out as they are, and the close ends them"
     CHUNKED = "body bytes go out in chunks"
     BODILESS = "the response has no body; its bytes are dropped"
     CLOSED = "nothing more is sent"
@@ -38,8 +39,8 @@ class Sending(enum.Enum):
 # Looked up often, and an attribute of an Enum class is a slow one.
 _AWAITING_HEAD, _AWAITING_BODY = Receiving.HEAD, Receiving.BODY
 _RECEIVED, _NOT_RECEIVING = Receiving.DONE, Receiving.CLOSED
-_IDLE, _SIZED, _CHUNKED, _BODILESS = Sending.IDLE, Sending.SIZED, Sending.CHUNKED, Sending.BODILESS
-_NOT_SENDING = Sending.CLOSED
+_IDLE, _SIZED, _UNTIL_CLOSE = Sending.IDLE, Sending.SIZED, Sending.UNTIL_CLOSE
+_CHUNKED, _BODILESS, _NOT_SENDING = Sending.CHUNKED, Sending.BODILESS, Sending.CLOSED
 
 
 class Connection:
@@ -186,7 +187,7 @@ class Connection:
             self._sending = _CHUNKED
             framing = b"Transfer-Encoding: chunked\r\n"
         else:
-            self._sending = _SIZED
+            self._sending = _UNTIL_CLOSE
             self._closing = True
         if self._closing or request is None or not request.keep_alive or self._receiving is not _RECEIVED:
             self._closing = True
@@ -201,7 +202,7 @@ class Connection:
 
     def send_data(self, data: bytes) -> bytes:
         """Frame some of the body: `data` itself, or a chunk of it. The caller keeps to the Content-Length."""
-        if self._sending is _SIZED:
+        if self._sending is _SIZED or self._sending is _UNTIL_CLOSE:
             return data
         if self._sending is _CHUNKED:
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

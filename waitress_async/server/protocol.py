@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import sys
 from typing import Final, cast
 
@@ -24,6 +26,8 @@ _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 16_777_216
 
 _RETRY_AFTER: Final = 1  # seconds
+
+_LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # on, no seconds: closing is a reset (socket(7))
 
 
 # Looked up often, and an attribute of an Enum class is a slow one.
@@ -92,7 +96,7 @@ class HTTPProtocol(asyncio.Protocol):
             if connection.unread > _LOOK_AHEAD and not self._reading_paused:
                 self._reading_paused = True
                 self._transport.pause_reading()
-        else:
+        elif self._linger_until is not None:
             self._linger_bytes -= len(data)
             if self._linger_bytes < 0:
                 self._transport.abort()
@@ -200,7 +204,11 @@ class HTTPProtocol(asyncio.Protocol):
     def _response_complete(self, whole: bool) -> None:
         """The sender has sent all of a response (`whole`), or all that there is of one."""
         self._exchange = None
-        if not whole or self._connection.sending is Sending.CLOSED:
+        sending = self._connection.sending
+        if not whole and sending is Sending.UNTIL_CLOSE:
+            self._reset()
+            return
+        if not whole or sending is Sending.CLOSED:
             self._transport.close()
             return
         self._last_activity = self._runtime.loop.time()
@@ -208,6 +216,13 @@ class HTTPProtocol(asyncio.Protocol):
             self._reading_paused = False
             self._transport.resume_reading()
         self._advance()
+
+    def _reset(self) -> None:
+        """End the connection by a reset: where a close is the end of the body, it cannot also say that the
+        body is not whole."""
+        sock = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self._transport.abort()
 
     # -- the server's wishes
 
