@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from functools import partial
 from typing import Final
@@ -26,18 +27,20 @@ class LogThread:
         if not logger.isEnabledFor(level):
             return
         try:
-            if self._dropped:
-                self._pool.submit(
-                    partial(
-                        logger.warning, "%d log records were dropped: a log handler is stuck", self._dropped
-                    )
-                )
-                self._dropped = 0
+            self._tell_dropped()
             self._pool.submit(partial(logger.log, level, message, *args))
         except QueueFull:
             self._dropped += 1
 
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            message = "%d log records were dropped: a log handler is stuck"
+            self._pool.submit(partial(logger.warning, message, self._dropped))
+            self._dropped = 0
+
     async def close(self, timeout: float) -> None:
         """Let what is queued be logged, for at most `timeout` seconds, and end the thread."""
+        with contextlib.suppress(QueueFull):
+            self._tell_dropped()
         self._pool.close()
         await self._pool.wait_closed(timeout)

@@ -35,7 +35,7 @@ class Output:
         "_lock",
         "_on_ready",
         "_size",
-        "_waiter",
+        "_waiters",
         "_wakeup",
         "aborted",
         "head",
@@ -52,7 +52,9 @@ class Output:
         self._on_ready = on_ready
         self._high = high_watermark
         self._lock = threading.Lock()
-        self._waiter: threading.Lock | None = None  # held while the thread waits; released to let it go on
+        # Each held while a thread waits for it; released to let the thread go on. More than one if the
+        # app writes from threads of its own.
+        self._waiters: list[threading.Lock] = []
         self._chunks: list[bytes] = []
         self._size = 0
         self._announced = False  # the loop has been told of something that it has not taken
@@ -80,8 +82,9 @@ class Output:
             self._size += len(data)
             announced, self._announced = self._announced, True
             if self._size > self._high:
-                waiter = self._waiter = threading.Lock()
+                waiter = threading.Lock()
                 waiter.acquire()
+                self._waiters.append(waiter)
         if not announced:
             self._wakeup.call(self._on_ready)
         if waiter is not None:
@@ -125,12 +128,14 @@ class Output:
                 taken = self._first(limit)
             if not self._chunks:
                 self._announced = False
-                if self._finished:
-                    return taken, True
-            if self._waiter is not None and self._size <= self._high // 2:
-                self._waiter.release()
-                self._waiter = None
-        return taken, False
+            if self._waiters and self._size <= self._high // 2:
+                self._release_waiters()
+            return taken, self._finished and not self._chunks
+
+    def _release_waiters(self) -> None:
+        for waiter in self._waiters:
+            waiter.release()
+        self._waiters.clear()
 
     def _first(self, limit: int) -> list[bytes]:
         """Remove and return the first chunks, of `limit` bytes or a little more."""
@@ -149,6 +154,4 @@ class Output:
             self._closed = True
             self._chunks.clear()
             self._size = 0
-            if self._waiter is not None:
-                self._waiter.release()
-                self._waiter = None
+            self._release_waiters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -65,7 +66,8 @@ class Pool:
             try:
                 task()
             except BaseException:  # a defect of ours: tasks answer for their app's errors themselves
-                logger.exception("A task of the pool failed")
+                with contextlib.suppress(BaseException):  # a log handler may be what failed
+                    logger.exception("A task of the pool failed")
             del task  # or the last request would live until the next one comes
         self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
 

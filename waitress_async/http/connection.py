@@ -48,18 +48,19 @@ class Connection:
 
     Receive with `receive_data`, `receive_eof`, `next_event`; answer with `send_continue`,
     `send_response`, `send_data`, `end_response`, each of which returns bytes to be written in order.
+    `receiving`, `sending` and `eof` (the peer will send nothing more) are for reading only.
     """
 
     __slots__ = (
         "_body",
         "_buffer",
         "_closing",
-        "_eof",
         "_head",
         "_limits",
-        "_receiving",
         "_request",
-        "_sending",
+        "eof",
+        "receiving",
+        "sending",
     )
 
     def __init__(self, limits: Limits, memo: HeadMemo) -> None:
@@ -68,9 +69,9 @@ class Connection:
         self._head = HeadReader(limits, memo)
         self._body: LengthReader | ChunkedReader | None = None
         self._request: Request | None = None
-        self._receiving = _AWAITING_HEAD
-        self._sending = _IDLE
-        self._eof = False
+        self.receiving = _AWAITING_HEAD
+        self.sending = _IDLE
+        self.eof = False
         self._closing = False
 
     # -- receiving
@@ -80,27 +81,14 @@ class Connection:
         """Bytes received that no event has told of yet."""
         return len(self._buffer)
 
-    @property
-    def receiving(self) -> Receiving:
-        return self._receiving
-
-    @property
-    def sending(self) -> Sending:
-        return self._sending
-
-    @property
-    def eof(self) -> bool:
-        """Whether the peer has said that it will send nothing more."""
-        return self._eof
-
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer. After a refusal or the end they are thrown away."""
-        if self._receiving is not _NOT_RECEIVING:
+        if self.receiving is not _NOT_RECEIVING:
             self._buffer.feed(data)
 
     def receive_eof(self) -> None:
         """The peer will send nothing more. It may still be reading (RFC 9112 section 9.6)."""
-        self._eof = True
+        self.eof = True
 
     def next_event(self) -> Event:
         """What the bytes received so far say next.
@@ -110,24 +98,24 @@ class Connection:
         once for what must be refused; after it, and after the end, the answer is `CLOSED`.
         """
         try:
-            if self._receiving is _AWAITING_HEAD:
+            if self.receiving is _AWAITING_HEAD:
                 request = self._head.read(self._buffer)
                 if request is not None:
                     return self._begin(request)
-            elif self._receiving is _AWAITING_BODY:
+            elif self.receiving is _AWAITING_BODY:
                 assert self._body is not None
                 event = self._body.read(self._buffer)
                 if event is END_OF_MESSAGE:
-                    self._receiving = _RECEIVED
+                    self.receiving = _RECEIVED
                 if event is not None:
                     return event
-            elif self._receiving is _RECEIVED:
+            elif self.receiving is _RECEIVED:
                 return PAUSED
             else:
                 return CLOSED
-            if not self._eof:
+            if not self.eof:
                 return NEED_DATA
-            if self._receiving is _AWAITING_BODY or len(self._buffer):
+            if self.receiving is _AWAITING_BODY or len(self._buffer):
                 raise BadRequest("The request ended before it was complete.")
         except RequestError:
             self._stop_receiving()
@@ -139,16 +127,16 @@ class Connection:
         self._request = request
         if request.chunked:
             self._body = ChunkedReader(self._limits)
-            self._receiving = _AWAITING_BODY
+            self.receiving = _AWAITING_BODY
         elif request.content_length:
             self._body = LengthReader(request.content_length)
-            self._receiving = _AWAITING_BODY
+            self.receiving = _AWAITING_BODY
         else:
-            self._receiving = _RECEIVED
+            self.receiving = _RECEIVED
         return request
 
     def _stop_receiving(self) -> None:
-        self._receiving = _NOT_RECEIVING
+        self.receiving = _NOT_RECEIVING
         self._body = None
         self._buffer.clear()
 
@@ -160,7 +148,7 @@ class Connection:
 
     def send_continue(self) -> bytes:
         """100 (Continue), unless some of the body is there already (RFC 9110 section 10.1.1)."""
-        if self._receiving is not _AWAITING_BODY or self._sending is not _IDLE:
+        if self.receiving is not _AWAITING_BODY or self.sending is not _IDLE:
             raise LocalProtocolError("100 (Continue) is for a request whose body is still to come")
         return b"" if len(self._buffer) else b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -170,56 +158,53 @@ class Connection:
         `length` is the size of the body where it is known and the head does not say it. A response
         that begins before its request is complete, or answers a refused one, ends the connection.
         """
-        if self._sending is not _IDLE:
+        if self.sending is not _IDLE:
             raise LocalProtocolError("a response is under way already, or none is due")
         request = self._request
         framing = b""
-        if not head.allows_body or self._method == "HEAD":
-            self._sending = _BODILESS
+        method = request.method if request is not None else self._head.method
+        if not head.allows_body or method == "HEAD":
+            self.sending = _BODILESS
             if length is not None and head.content_length is None and head.allows_body:
                 framing = b"Content-Length: %d\r\n" % length
         elif head.content_length is not None:
-            self._sending = _SIZED
+            self.sending = _SIZED
         elif length is not None:
-            self._sending = _SIZED
+            self.sending = _SIZED
             framing = b"Content-Length: %d\r\n" % length
         elif request is not None and request.http_11:
-            self._sending = _CHUNKED
+            self.sending = _CHUNKED
             framing = b"Transfer-Encoding: chunked\r\n"
         else:
-            self._sending = _UNTIL_CLOSE
+            self.sending = _UNTIL_CLOSE
             self._closing = True
-        if self._closing or request is None or not request.keep_alive or self._receiving is not _RECEIVED:
+        if self._closing or request is None or not request.keep_alive or self.receiving is not _RECEIVED:
             self._closing = True
             framing += b"Connection: close\r\n"
         elif not request.http_11:
             framing += b"Connection: keep-alive\r\n"
         return b"".join((head.status_line, head.fields, default_fields, framing, b"\r\n"))
 
-    @property
-    def _method(self) -> str | None:
-        return self._request.method if self._request else self._head.method
-
     def send_data(self, data: bytes) -> bytes:
         """Frame some of the body: `data` itself, or a chunk of it. The caller keeps to the Content-Length."""
-        if self._sending is _SIZED or self._sending is _UNTIL_CLOSE:
+        if self.sending is _SIZED or self.sending is _UNTIL_CLOSE:
             return data
-        if self._sending is _CHUNKED:
+        if self.sending is _CHUNKED:
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self._sending is _BODILESS:
+        if self.sending is _BODILESS:
             return b""
         raise LocalProtocolError("no response is under way")
 
     def end_response(self) -> bytes:
         """End the response. The connection is then ready for the next request, or `CLOSED`."""
-        if self._sending in (_IDLE, _NOT_SENDING):
+        if self.sending in (_IDLE, _NOT_SENDING):
             raise LocalProtocolError("no response is under way")
-        last = b"0\r\n\r\n" if self._sending is _CHUNKED else b""
+        last = b"0\r\n\r\n" if self.sending is _CHUNKED else b""
         self._request = self._body = None
         if self._closing:
-            self._sending = _NOT_SENDING
+            self.sending = _NOT_SENDING
             self._stop_receiving()
         else:
-            self._sending = _IDLE
-            self._receiving = _AWAITING_HEAD
+            self.sending = _IDLE
+            self.receiving = _AWAITING_HEAD
         return last

@@ -183,10 +183,11 @@ class HeadReader:
         first = bytes(data[start : start + 1])
         if not grammar.TOKEN.match(first):
             raise why_malformed(first)
-        if stop - start > self._longest_line:
-            raise self._request_line_too_long(bytes(data[start : start + self._longest_line]))
+        if stop - start > self._longest_line + 1:  # whose last byte can be the CR of its end
+            raise self._request_line_too_long(bytes(data[start:stop]))
 
-    def _request_line_too_long(self, beginning: bytes) -> RequestError:
+    def _request_line_too_long(self, line: bytes) -> RequestError:
+        beginning = line[: self._longest_line + 1]
         if b"\n" in beginning or b" " not in beginning or not grammar.TOKEN.match(beginning):
             return why_malformed(beginning)
         return self._target_too_long()
@@ -206,7 +207,7 @@ class HeadReader:
 
     def _take_request_line(self, line: bytes) -> RequestLine:
         if len(line) > self._longest_line:
-            raise self._request_line_too_long(line[: self._longest_line])
+            raise self._request_line_too_long(line)
         memo = self._memo.request_lines
         self._request_line = request_line = memo.recent.get(line) or memo.parse(line)
         if len(request_line.target) > self._limits.target_size:

@@ -66,7 +66,7 @@ def _split_target(method: bytes, target: bytes) -> tuple[str | None, bytes]:
     if match is None:
         raise BadRequest("The request target is neither a path nor an absolute http URL.")
     authority, path = match.groups()
-    if not authority or not grammar.is_authority(authority):
+    if authority[:1] in b":" or not grammar.is_authority(authority):  # RFC 9110 section 4.2.1: a host
         raise BadRequest("The authority of the request target is malformed.")
     if path[:1] != b"/" and not (method == b"OPTIONS" and not path):
         path = b"/" + path

@@ -32,6 +32,7 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 
+# RFC 9110 section 6.4.1.
 _NO_BODY: Final = frozenset({204, 304})
 
 
@@ -45,11 +46,7 @@ class ResponseHead:
     content_length: int | None
     has_date: bool
     has_server: bool
-
-    @property
-    def allows_body(self) -> bool:
-        """Whether the status may have a body at all (RFC 9110 section 6.4.1)."""
-        return self.status not in _NO_BODY
+    allows_body: bool  # whether the status does
 
 
 class HeadEncoder:
@@ -93,7 +90,9 @@ class HeadEncoder:
                     if code == 204:  # RFC 9110 section 8.6
                         continue
             lines.append(line)
-        return ResponseHead(code, status_line, b"".join(lines), content_length, has_date, has_server)
+        return ResponseHead(
+            code, status_line, b"".join(lines), content_length, has_date, has_server, code not in _NO_BODY
+        )
 
     def _encode_status(self, status: str) -> tuple[int, bytes]:
         if not isinstance(status, str):

@@ -215,7 +215,8 @@ class HTTPProtocol(asyncio.Protocol):
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
-        self._advance()
+        if self._connection.unread or self._connection.eof:
+            self._advance()
 
     def _reset(self) -> None:
         """End the connection by a reset: where a close is the end of the body, it cannot also say that the

@@ -67,37 +67,49 @@ def run_application(
         result = app(environ, response.start_response)
         response.send(result)
     except ClientDisconnected:
-        logger.info("Client disconnected while serving %s", response.path)
-        response.cut()
+        response.client_disconnected()
     except BaseException as error:
         logger.exception("Exception while serving %s", response.path)
         response.fail(error, expose_tracebacks)
     finally:
-        close: Callable[[], object] | None = getattr(result, "close", None)
-        if close is not None:
-            try:
+        try:
+            close: Callable[[], object] | None = getattr(result, "close", None)
+            if close is not None:
                 close()
-            except BaseException:
-                logger.exception("Exception in close() while serving %s", response.path)
+        except BaseException:
+            logger.exception("Exception in close() while serving %s", response.path)
 
 
 class _Phase(enum.Enum):
     HEAD = "the head can still be changed"
     BODY = "the head is with the sink"
     COMPLETE = "the sink has all that it will get"
+    GONE = "the client has left"
 
 
 # Looked up often, and an attribute of an Enum class is a slow one.
-_HEAD, _BODY, _COMPLETE = _Phase.HEAD, _Phase.BODY, _Phase.COMPLETE
+_HEAD, _BODY, _COMPLETE, _GONE = _Phase.HEAD, _Phase.BODY, _Phase.COMPLETE, _Phase.GONE
 
 
 class _Response:
     """The state of one response as the app's thread sees it, and the accounting of its body."""
 
-    __slots__ = ("_encoder", "_environ", "_head", "_length", "_phase", "_remaining", "_sink", "_surplus")
+    __slots__ = (
+        "_encoder",
+        "_head",
+        "_is_head",
+        "_length",
+        "_path",
+        "_phase",
+        "_remaining",
+        "_sink",
+        "_surplus",
+    )
 
     def __init__(self, environ: Environ, sink: Sink, encoder: HeadEncoder) -> None:
-        self._environ = environ
+        # The environ is the app's to change once it has been called.
+        self._path: str = environ["PATH_INFO"]
+        self._is_head = environ["REQUEST_METHOD"] == "HEAD"
         self._sink = sink
         self._encoder = encoder
         self._phase = _HEAD
@@ -109,15 +121,15 @@ class _Response:
     @property
     def path(self) -> str:
         """The request's path, escaped for a log line."""
-        return ascii(self._environ.get("PATH_INFO", ""))[1:-1]
+        return ascii(self._path)[1:-1]
 
     def start_response(
         self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
         """PEP 3333 "The start_response() Callable"."""
-        if exc_info is not None:
+        if exc_info is not None and exc_info[1] is not None:
             try:
-                if self._phase is not _HEAD and exc_info[1] is not None:
+                if self._phase is not _HEAD:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # break the cycle through the traceback's frame
@@ -177,9 +189,8 @@ class _Response:
         if head is None:
             raise AssertionError("start_response was not called before the first of the body")
         self._phase = _BODY
-        is_head = self._environ["REQUEST_METHOD"] == "HEAD"
-        if is_head or not head.allows_body:
-            self._surplus = "" if is_head else _NOT_ALLOWED
+        if self._is_head or not head.allows_body:
+            self._surplus = "" if self._is_head else _NOT_ALLOWED
             self._sink.begin(head, length or None)
             self._finish(b"")
         else:
@@ -192,6 +203,8 @@ class _Response:
 
         Returns whether it is worth asking the app for more.
         """
+        if self._phase is _GONE:
+            raise ClientDisconnected("the client is gone")
         if self._phase is _COMPLETE:
             self._refuse_surplus()
             return False
@@ -203,7 +216,11 @@ class _Response:
             if not self._remaining:
                 self._finish(data)
                 return bool(self._surplus)
-        self._sink.write(data)
+        try:
+            self._sink.write(data)
+        except ClientDisconnected:
+            self.client_disconnected()
+            raise
         return True
 
     def _refuse_surplus(self) -> None:
@@ -219,7 +236,7 @@ class _Response:
         """The app has nothing more to give."""
         if self._phase is _HEAD:
             self._begin(0)
-        if self._phase is _COMPLETE:
+        if self._phase is not _BODY:
             return
         if self._remaining:
             assert self._length is not None
@@ -233,9 +250,16 @@ class _Response:
         else:
             self._finish(b"")
 
+    def client_disconnected(self) -> None:
+        """Nobody is there to send the rest to."""
+        if self._phase is _HEAD or self._phase is _BODY:
+            logger.info("Client disconnected while serving %s", self.path)
+            self.cut()
+            self._phase = _GONE
+
     def cut(self) -> None:
         """Let the client see that what it has is not the whole."""
-        if self._phase is not _COMPLETE:
+        if self._phase is _HEAD or self._phase is _BODY:
             self._phase = _COMPLETE
             self._sink.abort()
 
@@ -261,5 +285,5 @@ def _is_single(result: Iterable[bytes]) -> bool:
     """Whether `result` says that it has exactly one chunk (PEP 3333 "Handling the Content-Length Header")."""
     try:
         return len(result) == 1  # type: ignore[arg-type]
-    except TypeError:
+    except Exception:  # most often TypeError, but __len__ is the app's
         return False
