@@ -91,6 +91,11 @@ class InternalServerError(ServerError):
     pass
 
 
+class InsufficientStorage(ServerError):
+    status = 507
+    reason = "Insufficient Storage"
+
+
 class ServiceUnavailable(ServerError):
     status = 503
     reason = "Service Unavailable"

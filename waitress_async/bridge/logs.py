@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from functools import partial
@@ -43,4 +44,5 @@ class LogThread:
         with contextlib.suppress(QueueFull):
             self._tell_dropped()
         self._pool.close()
-        await self._pool.wait_closed(timeout)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._pool.wait_closed(), timeout)

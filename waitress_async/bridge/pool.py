@@ -38,6 +38,7 @@ class Pool:
         self._submitted: list[Task] = []  # in this turn of the loop
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._max_queue = max_queue
+        self._closed = False
         self._ended = asyncio.Event()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
@@ -72,17 +73,21 @@ class Pool:
         self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
 
     def close(self) -> None:
-        """Let each thread end once the tasks queued so far have run."""
+        """Let each thread end once the tasks queued so far have run. Twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
         self._queue_submitted()
         for _ in self._threads:
             self._queue.put(None)
 
-    async def wait_closed(self, timeout: float) -> list[str]:
-        """Wait for the threads to end, at most `timeout` seconds. Return the names of those that have not."""
-        try:
-            await asyncio.wait_for(self._ended.wait(), timeout)
-        except TimeoutError:
-            pass
+    async def wait_closed(self) -> None:
+        """Wait until every thread has ended: for ever, if one is stuck in its task."""
+        await self._ended.wait()
+
+    @property
+    def running(self) -> list[str]:
+        """The names of the threads that have not ended."""
         return [thread.name for thread in self._threads]
 
     def _thread_ended(self, thread: threading.Thread) -> None:

@@ -37,15 +37,16 @@ class Connections:
         self._limit = limit
         self._make_protocol = make_protocol
         self._listeners: list[Listener] = []
-        self._protocols: set[HTTPProtocol] = set()
-        self._arriving: set[asyncio.Task[None]] = set()  # accepted, and on their way to a transport
+        self._open: set[HTTPProtocol] = set()  # from accept to loss: what the limit counts
+        self._protocols: set[HTTPProtocol] = set()  # those of them that have a transport
+        self._arriving: set[asyncio.Task[None]] = set()  # on whose way to a transport the others are
         self._full = False
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._protocols) + len(self._arriving)
+        return len(self._open)
 
     # -- accepting
 
@@ -66,7 +67,9 @@ class Connections:
 
     def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> bool:
         """Take over an accepted socket. Returns whether there is room for another."""
-        task = self._loop.create_task(self._connect(sock, self._make_protocol(address, listener.address)))
+        protocol = self._make_protocol(address, listener.address)
+        self._open.add(protocol)
+        task = self._loop.create_task(self._connect(sock, protocol))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
         if self._sweeper is None:
@@ -84,8 +87,9 @@ class Connections:
     async def _connect(self, sock: socket.socket, protocol: HTTPProtocol) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock)
-        except OSError:  # the peer is gone already
+        except (OSError, asyncio.CancelledError):  # the peer is gone already, or the server stops
             sock.close()
+            self.lost(protocol)
         else:
             if self._closed:
                 protocol.drain()
@@ -111,6 +115,7 @@ class Connections:
         self._protocols.add(protocol)
 
     def lost(self, protocol: HTTPProtocol) -> None:
+        self._open.discard(protocol)
         self._protocols.discard(protocol)
         self._lost.set()
         if self._full and len(self) < self._limit:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from io import BytesIO
 from typing import BinaryIO
 
 from waitress_async.bridge import Output
 from waitress_async.buffers import BufferReader
-from waitress_async.http import Request
+from waitress_async.errors import HTTPError, InsufficientStorage
+from waitress_async.http import Request, error_response
 from waitress_async.server.runtime import Application
 from waitress_async.wsgi import Environ, request_environ, run_application
+
+logger = logging.getLogger("waitress_async")
 
 
 class Exchange:
@@ -47,7 +51,12 @@ class Exchange:
                 file, length = BytesIO(), 0
             else:
                 length = len(body)
-                file = body.getfile()
+                try:
+                    file = body.getfile()  # may write the last of it
+                except OSError:
+                    logger.exception("A request body could not be stored")
+                    self._answer(InsufficientStorage("There is no room for the request body."))
+                    return
             environ = request_environ(self._base_environ, self.request, file, length, output.is_closed)
             application = self._application
             application.context.copy().run(
@@ -64,3 +73,8 @@ class Exchange:
         finally:
             if body is not None:
                 body.close()
+
+    def _answer(self, error: HTTPError) -> None:
+        head, body = error_response(error, self._application.encoder)
+        self.output.begin(head, None)
+        self.output.finish(body)

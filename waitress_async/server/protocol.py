@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 import sys
@@ -10,7 +11,7 @@ from typing import Final, cast
 
 from waitress_async.bridge import Output, QueueFull
 from waitress_async.buffers import BufferReader
-from waitress_async.errors import HTTPError, RequestError, ServiceUnavailable
+from waitress_async.errors import HTTPError, InsufficientStorage, RequestError, ServiceUnavailable
 from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
 from waitress_async.server.exchange import Exchange
 from waitress_async.server.runtime import Runtime
@@ -93,9 +94,7 @@ class HTTPProtocol(asyncio.Protocol):
         if receiving is _HEAD or receiving is _BODY:
             self._advance()
         elif receiving is _DONE:
-            if connection.unread > _LOOK_AHEAD and not self._reading_paused:
-                self._reading_paused = True
-                self._transport.pause_reading()
+            self._bound_look_ahead()
         elif self._linger_until is not None:
             self._linger_bytes -= len(data)
             if self._linger_bytes < 0:
@@ -116,6 +115,9 @@ class HTTPProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._sender.resume()
+        connection = self._connection
+        if connection.receiving is _HEAD and (connection.unread or connection.eof):
+            self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange = self._exchange
@@ -128,9 +130,12 @@ class HTTPProtocol(asyncio.Protocol):
     # -- requests
 
     def _advance(self) -> None:
-        """Act on all that the bytes received so far say."""
+        """Act on all that the bytes received so far say, up to a request that waits for its answer.
+
+        No request is begun while the client does not take the answers to those before it.
+        """
         connection = self._connection
-        while True:
+        while self._exchange is not None or not self._sender.paused:
             try:
                 event = connection.next_event()
             except RequestError as error:
@@ -139,19 +144,32 @@ class HTTPProtocol(asyncio.Protocol):
             if isinstance(event, Request):
                 self._begin(event)
             elif isinstance(event, Data):
-                assert self._exchange is not None
-                assert self._exchange.body is not None
-                self._exchange.body.feed_data(event.data)
+                if not self._take_body(event.data):
+                    return
             elif event is END_OF_MESSAGE:
                 assert self._exchange is not None
                 self._queue(self._exchange)
             elif event is CLOSED:
                 self._transport.close()
                 return
-            else:  # NEED_DATA or PAUSED
-                return
+            else:  # NEED_DATA
+                break
             if connection.receiving is _DONE:
-                return  # until it is answered
+                break
+        if connection.unread or self._reading_paused:
+            self._bound_look_ahead()
+
+    def _bound_look_ahead(self) -> None:
+        """Read no further while what was read has to wait, but for a little: an end or a reset is seen so."""
+        connection = self._connection
+        waits = connection.receiving is _DONE or (self._sender.paused and self._exchange is None)
+        full = waits and connection.unread > _LOOK_AHEAD
+        if full is not self._reading_paused:
+            self._reading_paused = full
+            if full:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def _begin(self, request: Request) -> None:
         runtime = self._runtime
@@ -162,6 +180,17 @@ class HTTPProtocol(asyncio.Protocol):
             self._queue(exchange)
         elif request.expect_continue:
             self._sender.send_continue()
+
+    def _take_body(self, data: bytes) -> bool:
+        assert self._exchange is not None
+        assert self._exchange.body is not None
+        try:
+            self._exchange.body.feed_data(data)
+        except OSError as error:
+            self._runtime.log.log(logging.ERROR, "A request body could not be stored: %s", error)
+            self._refuse(InsufficientStorage("There is no room for the request body."))
+            return False
+        return True
 
     def _queue(self, exchange: Exchange) -> None:
         """The request is complete: have the app called, or say that there is no room."""
@@ -181,8 +210,8 @@ class HTTPProtocol(asyncio.Protocol):
         else:
             self._sender.expect(exchange.output)
 
-    def _refuse(self, error: RequestError) -> None:
-        """Answer a broken rule, and read no further."""
+    def _refuse(self, error: HTTPError) -> None:
+        """Answer what cannot be served, and read no further."""
         exchange = self._exchange
         self._exchange = None
         if exchange is not None and exchange.body is not None:
@@ -212,9 +241,6 @@ class HTTPProtocol(asyncio.Protocol):
             self._transport.close()
             return
         self._last_activity = self._runtime.loop.time()
-        if self._reading_paused:
-            self._reading_paused = False
-            self._transport.resume_reading()
         if self._connection.unread or self._connection.eof:
             self._advance()
 

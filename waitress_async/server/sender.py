@@ -29,8 +29,8 @@ class Sender:
         "_head_sent",
         "_on_complete",
         "_output",
-        "_paused",
         "_transport",
+        "paused",
     )
 
     def __init__(
@@ -47,7 +47,7 @@ class Sender:
         self._on_complete = on_complete
         self._output: Output | None = None
         self._head_sent = False
-        self._paused = False
+        self.paused = False  # the transport has enough
 
     def expect(self, output: Output) -> None:
         """The next response will come through `output`, which calls `pump` when it has something."""
@@ -60,7 +60,7 @@ class Sender:
         if output is None:  # it was closed, and its thread did not know yet
             return
         connection = self._connection
-        while not self._paused:
+        while not self.paused:
             chunks, last = output.take(_TAKE)
             if not chunks and not last:
                 return
@@ -106,10 +106,10 @@ class Sender:
 
     def pause(self) -> None:
         """The transport has enough: see asyncio.BaseProtocol.pause_writing. May come from within a write."""
-        self._paused = True
+        self.paused = True
 
     def resume(self) -> None:
-        self._paused = False
+        self.paused = False
         self.pump()
 
     def close(self) -> None:

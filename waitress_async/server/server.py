@@ -24,14 +24,15 @@ from waitress_async.settings import Settings
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-# The time in seconds that threads and log have to end when everything else has.
-_UNWIND_TIMEOUT: Final = 1.0
+# The time in seconds that threads have to end once their clients are cut, and log records to be handled.
+_UNWIND_TIMEOUT: Final = 0.5
 
 
 class Phase(enum.Enum):
     """The life of a server. It only ever goes forward."""
 
     NEW = "not started"
+    STARTING = "its addresses are looked up"
     READY = "serving"
     DRAINING = "accepting nothing; what is under way is answered"
     ABORTING = "what is still under way is cut"
@@ -71,7 +72,16 @@ class Server:
         is left open then."""
         if self._phase is not Phase.NEW:
             raise ServerClosed("a server is started once")
-        sockets = await open_sockets(self._settings)
+        self._phase = Phase.STARTING
+        try:
+            sockets = await open_sockets(self._settings)
+        except BaseException:
+            self._enter_stopped()
+            raise
+        if self._phase is not Phase.STARTING:
+            for sock in sockets:
+                sock.close()
+            raise ServerClosed("the server was stopped while it started")
         self._runtime = runtime = self._make_runtime()
         self._addresses = runtime.connections.listen(sockets)
         self._phase = Phase.READY
@@ -131,7 +141,7 @@ class Server:
         under way. Returns when no connection, thread (but one stuck in the app, which is named in the
         log), task or descriptor of the server is left. Calling it again, or before the start, is fine.
         """
-        if self._phase is Phase.NEW:
+        if self._phase in (Phase.NEW, Phase.STARTING):
             self._enter_stopped()
         elif self._phase is not Phase.STOPPED:
             await asyncio.shield(self._begin_stop(timeout))
@@ -139,9 +149,9 @@ class Server:
     def request_stop(self, timeout: float | None = None) -> None:
         """Have `stop(timeout)` begin, and return at once. Any thread, or a signal handler.
 
-        Before the start it does nothing.
+        Before the start has succeeded it does nothing.
         """
-        if self._phase is not Phase.NEW:
+        if self._phase not in (Phase.NEW, Phase.STARTING):
             self._runtime.wakeup.call(lambda: self._begin_stop(timeout))
 
     # -- where it listens
@@ -184,29 +194,32 @@ class Server:
 
     async def _stop(self) -> None:
         runtime = self._runtime
-        loop = runtime.loop
+        connections, pool, log = runtime.connections, runtime.pool, runtime.log
         self._phase = Phase.DRAINING
         try:
-            runtime.connections.close()
+            connections.close()
             async with asyncio.timeout_at(self._stop_at) as self._deadline:
-                await runtime.connections.wait_empty()
+                await connections.wait_empty()
+                pool.close()
+                await pool.wait_closed()
         except TimeoutError:
-            runtime.log.log(
-                logging.WARNING, "%d connection(s) cut at the end of the stop", len(runtime.connections)
-            )
+            if len(connections):
+                log.log(logging.WARNING, "%d connection(s) cut at the end of the stop", len(connections))
         finally:  # also when this task is cancelled, as by the end of asyncio.run()
             self._phase = Phase.ABORTING
             self._deadline = None
-            runtime.connections.abort()
-            runtime.connections.stop_sweeping()
-            runtime.pool.close()
-        stuck = await runtime.pool.wait_closed(max(self._stop_at - loop.time(), _UNWIND_TIMEOUT))
-        if stuck:
-            runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), ", ".join(stuck))
+            connections.abort()
+            connections.stop_sweeping()
+            pool.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_UNWIND_TIMEOUT):
-                await runtime.connections.wait_empty()
-        await runtime.log.close(_UNWIND_TIMEOUT)
+                await connections.wait_empty()
+                await pool.wait_closed()
+        if pool.running:
+            log.log(
+                logging.WARNING, "%d thread(s) still running: %s", len(pool.running), ", ".join(pool.running)
+            )
+        await log.close(_UNWIND_TIMEOUT)
         self._enter_stopped()
 
     def _enter_stopped(self) -> None:
