@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from functools import partial
@@ -44,5 +43,4 @@ class LogThread:
         with contextlib.suppress(QueueFull):
             self._tell_dropped()
         self._pool.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._pool.wait_closed(), timeout)
+        await self._pool.wait_closed(timeout)

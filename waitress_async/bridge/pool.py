@@ -81,13 +81,10 @@ class Pool:
         for _ in self._threads:
             self._queue.put(None)
 
-    async def wait_closed(self) -> None:
-        """Wait until every thread has ended: for ever, if one is stuck in its task."""
-        await self._ended.wait()
-
-    @property
-    def running(self) -> list[str]:
-        """The names of the threads that have not ended."""
+    async def wait_closed(self, timeout: float | None = None) -> list[str]:
+        """Wait for the threads to end, at most `timeout` seconds. Return the names of those that have not."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), timeout)
         return [thread.name for thread in self._threads]
 
     def _thread_ended(self, thread: threading.Thread) -> None:

@@ -212,13 +212,9 @@ class Server:
             connections.stop_sweeping()
             pool.close()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_UNWIND_TIMEOUT):
-                await connections.wait_empty()
-                await pool.wait_closed()
-        if pool.running:
-            log.log(
-                logging.WARNING, "%d thread(s) still running: %s", len(pool.running), ", ".join(pool.running)
-            )
+            await asyncio.wait_for(connections.wait_empty(), _UNWIND_TIMEOUT)
+        if stuck := await pool.wait_closed(_UNWIND_TIMEOUT):
+            log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), ", ".join(stuck))
         await log.close(_UNWIND_TIMEOUT)
         self._enter_stopped()
 

@@ -1,0 +1,515 @@
+"""The order of things on one connection: requests, bodies, answers, the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from waitress_async.errors import BadRequest, LocalProtocolError, RequestError
+from waitress_async.http import (
+    CLOSED,
+    END_OF_MESSAGE,
+    NEED_DATA,
+    PAUSED,
+    Connection,
+    Data,
+    Event,
+    HeadEncoder,
+    HeadMemo,
+    Limits,
+    Receiving,
+    Request,
+    Sending,
+)
+
+OK = HeadEncoder().encode("200 OK", [])
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+GET = b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n"
+SECOND = b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n"
+LENGTH = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+EXPECT = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+
+
+def connect(data: bytes = b"") -> Connection:
+    connection = Connection(Limits(), HeadMemo())
+    if data:
+        connection.receive_data(data)
+    return connection
+
+
+def request(connection: Connection) -> Request:
+    event = connection.next_event()
+    assert isinstance(event, Request)
+    return event
+
+
+def respond(connection: Connection, body: bytes = b"") -> bytes:
+    head = connection.send_response(OK, b"", len(body))
+    return head + connection.send_data(body) + connection.end_response()
+
+
+def events(connection: Connection) -> list[Event]:
+    """All events up to the one that stays."""
+    found = [connection.next_event()]
+    while (event := connection.next_event()) is not found[-1]:
+        found.append(event)
+    return found
+
+
+def receiving(connection: Connection) -> Receiving:
+    """Asked for by a call, for a type checker takes an attribute to stay what it was."""
+    return connection.receiving
+
+
+class TestEvents:
+    def test_nothing_received(self) -> None:
+        connection = connect()
+        assert events(connection) == [NEED_DATA]
+        assert connection.receiving is Receiving.HEAD
+        assert connection.sending is Sending.IDLE
+        assert not connection.eof
+
+    def test_a_request_without_body_is_complete(self) -> None:
+        connection = connect(GET)
+        first = request(connection)
+        assert not first.has_body
+        assert connection.receiving is Receiving.DONE
+        assert events(connection) == [PAUSED]
+
+    @pytest.mark.parametrize(("stream", "rest"), [(LENGTH, b"hello"), (CHUNKED, b"5\r\nhello\r\n0\r\n\r\n")])
+    def test_a_request_with_body(self, stream: bytes, rest: bytes) -> None:
+        """The head at once, the body as it comes, and its end as soon as it is known."""
+        connection = connect(stream)
+        assert request(connection).has_body
+        assert receiving(connection) is Receiving.BODY
+        assert events(connection) == [NEED_DATA]
+        connection.receive_data(rest[:5])
+        assert isinstance(connection.next_event(), Data)
+        connection.receive_data(rest[5:])
+        assert events(connection)[-2:] == [END_OF_MESSAGE, PAUSED]
+        assert receiving(connection) is Receiving.DONE
+
+    def test_body_bytes_are_not_kept_back(self) -> None:
+        """What has come of a body is told at once: a slow body needs no buffer here."""
+        for stream in (LENGTH, CHUNKED + b"5\r\n"):
+            connection = connect(stream)
+            request(connection)
+            for byte in (b"h", b"e"):
+                connection.receive_data(byte)
+                assert events(connection) == [Data(byte), NEED_DATA]
+                assert connection.unread == 0
+
+    def test_an_empty_piece_says_nothing(self) -> None:
+        connection = connect(GET[:10])
+        connection.receive_data(b"")
+        assert events(connection) == [NEED_DATA]
+
+    @pytest.mark.parametrize("cut", range(1, len(GET)))
+    def test_unread(self, cut: int) -> None:
+        """Bytes count as unread until an event has told of them."""
+        connection = connect(GET[:cut])
+        assert connection.next_event() is NEED_DATA
+        assert connection.unread == cut
+        connection.receive_data(GET[cut:] + SECOND)
+        assert connection.unread == len(GET + SECOND)
+        request(connection)
+        assert connection.unread == len(SECOND)
+
+    def test_a_request_is_told_of_with_its_last_byte(self) -> None:
+        """Not before, and not after."""
+        connection = connect(GET[:-1])
+        assert connection.next_event() is NEED_DATA
+        connection.receive_data(GET[-1:])
+        request(connection)
+
+
+class TestOrder:
+    """RFC 9112 section 9.3.2: pipelined requests are answered in their order."""
+
+    def test_the_next_request_waits_for_the_answer(self) -> None:
+        connection = connect(GET + SECOND)
+        assert request(connection).target == "/first"
+        assert events(connection) == [PAUSED]
+        connection.send_response(OK, b"", 5)
+        assert events(connection) == [PAUSED]
+        connection.send_data(b"hello")
+        assert events(connection) == [PAUSED]
+        connection.end_response()
+        assert connection.sending is Sending.IDLE
+        assert request(connection).target == "/second"
+        respond(connection)
+        assert events(connection) == [NEED_DATA]
+
+    def test_what_is_behind_is_not_judged(self) -> None:
+        """A sound request is answered although nonsense follows; then the nonsense is refused."""
+        connection = connect(GET + b"\0\0\n\n")
+        request(connection)
+        assert events(connection) == [PAUSED]
+        assert b"Connection" not in respond(connection)
+        with pytest.raises(BadRequest):
+            connection.next_event()
+
+    def test_what_is_behind_waits_as_bytes(self) -> None:
+        """The owner bounds the look-ahead, by `unread`."""
+        connection = connect(GET)
+        request(connection)
+        for _ in range(100):
+            connection.receive_data(SECOND)
+        assert events(connection) == [PAUSED]
+        assert connection.unread == 100 * len(SECOND)
+        for _ in range(100):
+            respond(connection)
+            request(connection)
+        assert connection.unread == 0
+
+    def test_fields_of_one_request_are_not_in_the_next(self) -> None:
+        connection = connect(b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nCookie: c\r\n\r\n" + GET)
+        assert "HTTP_X" in request(connection).fields
+        respond(connection)
+        assert request(connection).fields == {"HTTP_HOST": "a"}
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.0\r\nHost: a\r\n\r\n"),
+            (
+                b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
+                b"GET / HTTP/1.1\r\nConnection: Keep-Alive\r\n\r\n",
+            ),
+            (b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+            (
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+                b"POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+            ),
+            (
+                b"GET / HTTP/1.0\r\nConnection: keep-alive\r\nExpect: x\r\n\r\n",
+                b"GET / HTTP/1.1\r\nConnection: keep-alive\r\nExpect: x\r\n\r\n",
+            ),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"),
+            (GET, LENGTH + b"hello"),
+            (LENGTH + b"hello", LENGTH + b"world"),
+        ],
+    )
+    def test_each_request_stands_alone(self, first: bytes, second: bytes) -> None:
+        """Equal field lines mean what they mean for their own request line, not for the one before."""
+
+        def said(connection: Connection) -> list[Event] | str:
+            try:
+                found = events(connection)
+            except RequestError as error:
+                return error.detail
+            respond(connection)
+            return found
+
+        alone = said(connect(second))
+        connection = connect(first + second + second)
+        said(connection)
+        assert said(connection) == alone
+        if connection.receiving is not Receiving.CLOSED:
+            assert said(connection) == alone
+
+
+class TestEnd:
+    """RFC 9112 section 9.6: a client may close its side and still read."""
+
+    def test_between_requests(self) -> None:
+        connection = connect()
+        connection.receive_eof()
+        assert connection.eof
+        assert events(connection) == [CLOSED]
+        assert connection.receiving is Receiving.CLOSED
+
+    @pytest.mark.parametrize("stream", [b"\r\n", b"\r\n\r\n"])
+    def test_after_empty_lines(self, stream: bytes) -> None:
+        connection = connect(stream)
+        connection.receive_eof()
+        assert events(connection) == [CLOSED]
+
+    @pytest.mark.parametrize(
+        "stream",
+        [
+            b"G",
+            b"GET / HTTP/1.1\r\n",
+            GET[:-1],
+            LENGTH,
+            LENGTH + b"hell",
+            CHUNKED,
+            CHUNKED + b"5\r\nhell",
+            CHUNKED + b"5\r\nhello",
+            CHUNKED + b"5\r\nhello\r\n",
+            CHUNKED + b"5\r\nhello\r\n0",
+            CHUNKED + b"5\r\nhello\r\n0\r\n",
+            CHUNKED + b"5\r\nhello\r\n0\r\nX: 1\r\n",
+        ],
+    )
+    @pytest.mark.parametrize("looked", [False, True])
+    def test_inside_a_request(self, stream: bytes, looked: bool) -> None:
+        """RFC 9112 section 8: never taken for complete, whether or not it was looked at before."""
+        connection = connect(stream)
+        if looked:
+            assert events(connection)[-1] is NEED_DATA
+        connection.receive_eof()
+        with pytest.raises(BadRequest, match="ended before it was complete"):
+            events(connection)
+        assert events(connection) == [CLOSED]
+        assert connection.unread == 0
+
+    @pytest.mark.parametrize("stream", [GET, LENGTH + b"hello", CHUNKED + b"0\r\n\r\n"])
+    def test_after_a_request(self, stream: bytes) -> None:
+        """A half-closed client is answered, and told nothing of a close that it asked for itself."""
+        connection = connect(stream)
+        connection.receive_eof()
+        assert events(connection)[-1] is PAUSED
+        assert connection.receiving is Receiving.DONE
+        assert respond(connection, b"hello").endswith(b"hello")
+        assert events(connection) == [CLOSED]
+
+    def test_after_several_requests(self) -> None:
+        """All that came before the end is answered."""
+        connection = connect(GET + SECOND)
+        connection.receive_eof()
+        for target in ("/first", "/second"):
+            assert request(connection).target == target
+            respond(connection)
+        assert events(connection) == [CLOSED]
+
+    def test_behind_a_request(self) -> None:
+        """Half a request behind a whole one spoils only itself."""
+        connection = connect(GET + SECOND[:-1])
+        request(connection)
+        connection.receive_eof()
+        respond(connection)
+        with pytest.raises(BadRequest, match="ended before it was complete"):
+            connection.next_event()
+
+    def test_while_the_answer_is_under_way(self) -> None:
+        connection = connect(GET)
+        request(connection)
+        connection.send_response(OK, b"")
+        connection.receive_eof()
+        assert events(connection) == [PAUSED]
+        assert connection.send_data(b"hello") + connection.end_response() == b"5\r\nhello\r\n0\r\n\r\n"
+        assert events(connection) == [CLOSED]
+
+    def test_after_a_refusal(self) -> None:
+        connection = connect(b"\0")
+        with pytest.raises(BadRequest):
+            connection.next_event()
+        connection.receive_eof()
+        assert events(connection) == [CLOSED]
+
+
+class TestClose:
+    """RFC 9112 section 9.6: what ends the connection is said in the answer, and nothing is read after it."""
+
+    @pytest.mark.parametrize(
+        "stream", [GET, LENGTH + b"hello", b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"]
+    )
+    def test_close_after_response(self, stream: bytes) -> None:
+        connection = connect(stream + SECOND)
+        assert events(connection)[-1] is PAUSED
+        connection.close_after_response()
+        assert b"\r\nConnection: close\r\n" in respond(connection)
+        assert_ended(connection)
+
+    def test_close_after_response_between_requests(self) -> None:
+        """It holds for the next exchange when none is under way."""
+        connection = connect()
+        connection.close_after_response()
+        connection.receive_data(GET + SECOND)
+        request(connection)
+        assert b"\r\nConnection: close\r\n" in respond(connection)
+        assert_ended(connection)
+
+    def test_close_while_the_answer_is_under_way(self) -> None:
+        """Too late to say it; the connection still ends with the answer, which is whole."""
+        connection = connect(GET + SECOND)
+        request(connection)
+        assert b"Connection" not in connection.send_response(OK, b"")
+        connection.close_after_response()
+        assert connection.send_data(b"hello") == b"5\r\nhello\r\n"
+        assert connection.end_response() == b"0\r\n\r\n"
+        assert_ended(connection)
+
+    @pytest.mark.parametrize(
+        "stream",
+        [
+            LENGTH,
+            LENGTH + b"hell",
+            CHUNKED,
+            CHUNKED + b"5\r\nhello\r\n",
+            EXPECT,
+        ],
+    )
+    def test_answered_before_the_body_has_come(self, stream: bytes) -> None:
+        """The rest of the body must not be taken for a request, so the connection ends."""
+        connection = connect(stream)
+        assert events(connection)[-1] is NEED_DATA
+        assert b"\r\nConnection: close\r\n" in respond(connection)
+        assert_ended(connection)
+
+    def test_the_body_may_come_during_the_answer(self) -> None:
+        """What was said is not taken back when the body turns out to come whole."""
+        connection = connect(LENGTH)
+        request(connection)
+        assert b"\r\nConnection: close\r\n" in connection.send_response(OK, b"", 0)
+        connection.receive_data(b"hello" + SECOND)
+        assert events(connection) == [Data(b"hello"), END_OF_MESSAGE, PAUSED]
+        connection.end_response()
+        assert_ended(connection)
+
+    @pytest.mark.parametrize("stream", [b"\0", b"GET / HTTP/1.1\r\n\r\n", CHUNKED + b"x\r\n"])
+    def test_a_refused_request_is_answered_and_ends(self, stream: bytes) -> None:
+        connection = connect(stream + SECOND)
+        with pytest.raises(RequestError):
+            events(connection)
+        assert connection.receiving is Receiving.CLOSED
+        assert respond(connection, b"why") == (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nwhy"
+        )
+        assert_ended(connection)
+
+    def test_a_body_refused_during_the_answer(self) -> None:
+        """The answer goes on to its end; there is no second one."""
+        connection = connect(CHUNKED)
+        request(connection)
+        connection.send_response(OK, b"")
+        connection.receive_data(b"x\r\n")
+        with pytest.raises(BadRequest):
+            connection.next_event()
+        with pytest.raises(LocalProtocolError):
+            connection.send_response(OK, b"", 0)
+        assert connection.send_data(b"hello") + connection.end_response() == b"5\r\nhello\r\n0\r\n\r\n"
+        assert_ended(connection)
+
+    def test_answered_before_any_request(self) -> None:
+        """A server that is too busy, or has waited too long, may answer what never came whole."""
+        for stream in (b"", GET[:10]):
+            connection = connect(stream)
+            assert connection.next_event() is NEED_DATA
+            assert respond(connection) == (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+            assert_ended(connection)
+
+
+def assert_ended(connection: Connection) -> None:
+    """Nothing more is read, kept, or sent."""
+    connection.receive_data(SECOND)
+    assert connection.unread == 0
+    assert events(connection) == [CLOSED]
+    assert connection.receiving is Receiving.CLOSED
+    assert connection.sending is Sending.CLOSED
+    with pytest.raises(LocalProtocolError):
+        connection.send_response(OK, b"", 0)
+
+
+class TestContinue:
+    """RFC 9110 section 10.1.1: 100 (Continue), unless the body is coming anyway."""
+
+    def test_sent(self) -> None:
+        connection = connect(EXPECT)
+        assert request(connection).expect_continue
+        assert connection.send_continue() == CONTINUE
+        connection.receive_data(b"hello" + SECOND)
+        assert events(connection) == [Data(b"hello"), END_OF_MESSAGE, PAUSED]
+        assert b"Connection" not in respond(connection)
+        assert request(connection).target == "/second"
+
+    @pytest.mark.parametrize("rest", [b"h", b"hello", b"hello" + SECOND])
+    def test_not_needed(self, rest: bytes) -> None:
+        """A server may leave it out if it has received some of the body."""
+        connection = connect(EXPECT + rest)
+        request(connection)
+        assert connection.send_continue() == b""
+
+    @pytest.mark.parametrize(
+        "stream",
+        [
+            b"GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 0\r\n\r\n",
+            b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        ],
+    )
+    def test_not_wanted(self, stream: bytes) -> None:
+        """Not without a body, and never to 1.0."""
+        assert not request(connect(stream)).expect_continue
+
+
+class TestMisuse:
+    """What HTTP does not allow this side now is a defect of the server, and raises before a byte is made."""
+
+    @staticmethod
+    def fresh() -> Connection:
+        return connect()
+
+    @staticmethod
+    def requested() -> Connection:
+        connection = connect(GET)
+        request(connection)
+        return connection
+
+    @staticmethod
+    def body_awaited() -> Connection:
+        connection = connect(EXPECT)
+        request(connection)
+        return connection
+
+    @staticmethod
+    def responding() -> Connection:
+        connection = TestMisuse.requested()
+        connection.send_response(OK, b"", 5)
+        return connection
+
+    @staticmethod
+    def responding_early() -> Connection:
+        connection = TestMisuse.body_awaited()
+        connection.send_response(OK, b"", 5)
+        return connection
+
+    @staticmethod
+    def responded() -> Connection:
+        connection = TestMisuse.requested()
+        respond(connection)
+        return connection
+
+    @staticmethod
+    def ended() -> Connection:
+        connection = TestMisuse.body_awaited()
+        respond(connection)
+        return connection
+
+    @staticmethod
+    def refused() -> Connection:
+        connection = connect(b"\0")
+        with pytest.raises(BadRequest):
+            connection.next_event()
+        return connection
+
+    @pytest.mark.parametrize(
+        "state", ["fresh", "requested", "responding", "responding_early", "responded", "ended", "refused"]
+    )
+    def test_continue(self, state: str) -> None:
+        """100 (Continue) is for a body that is awaited, before the final response."""
+        with pytest.raises(LocalProtocolError):
+            getattr(self, state)().send_continue()
+
+    @pytest.mark.parametrize("state", ["responding", "responding_early", "ended"])
+    def test_response(self, state: str) -> None:
+        """One response for a request, none after the end."""
+        with pytest.raises(LocalProtocolError):
+            getattr(self, state)().send_response(OK, b"", 0)
+
+    @pytest.mark.parametrize("state", ["fresh", "requested", "body_awaited", "responded", "ended", "refused"])
+    def test_data(self, state: str) -> None:
+        """No body without a head."""
+        with pytest.raises(LocalProtocolError):
+            getattr(self, state)().send_data(b"hello")
+
+    @pytest.mark.parametrize("state", ["fresh", "requested", "body_awaited", "responded", "ended", "refused"])
+    def test_end(self, state: str) -> None:
+        """No end without a beginning."""
+        with pytest.raises(LocalProtocolError):
+            getattr(self, state)().end_response()
