@@ -114,7 +114,15 @@ class HTTPProtocol(asyncio.Protocol):
         self._sender.pause()
 
     def resume_writing(self) -> None:
+        """Go on, but not from within the transport: asyncio's, closed from here with nothing left to send,
+        loses its connection twice."""
         self._sender.resume()
+        self._runtime.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport.is_closing():
+            return
+        self._sender.pump()
         connection = self._connection
         if connection.receiving is _HEAD and (connection.unread or connection.eof):
             self._advance()

@@ -109,8 +109,8 @@ class Sender:
         self.paused = True
 
     def resume(self) -> None:
+        """The transport takes more. `pump` sends it."""
         self.paused = False
-        self.pump()
 
     def close(self) -> None:
         """The connection is lost: nothing is sent any more, and the app's thread is told."""
