@@ -75,9 +75,13 @@ def _serve(name: str, *, call: bool, settings: Settings) -> None:
             traceback.print_exception(error.__cause__)
         sys.exit(1)
 
-    # After the import, so that what the app configured stands.
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # After the import, so that what the app configured stands. Not the root logger: frameworks that print
+    # their own records would print them twice.
     logger = logging.getLogger("waitress_async")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     _raise_descriptor_limit()

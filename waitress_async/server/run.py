@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from waitress_async.errors import SettingsError
+from waitress_async.errors import ServerClosed, SettingsError
 from waitress_async.server.server import Server
 from waitress_async.settings import Settings
 
@@ -38,9 +38,16 @@ def run(app: WSGIApplication, settings: Settings) -> None:
 
 
 async def _serve_until_signalled(app: WSGIApplication, settings: Settings) -> None:
-    async with Server(app, settings) as server:
-        with _signals_stop(server):
+    server = Server(app, settings)
+    with _signals_stop(server):  # from before it says that it serves
+        try:
+            await server.start()
+        except ServerClosed:
+            return  # a signal came first
+        try:
             await server.serve_forever()
+        finally:
+            await server.stop()
 
 
 @contextlib.contextmanager

@@ -102,7 +102,11 @@ class Sender:
         if sum(map(len, segments)) <= _JOIN:
             self._transport.write(b"".join(segments))
         else:
-            self._transport.writelines(segments)
+            # Not writelines(): asyncio's, in 3.12 and 3.13, does not pause its protocol (cpython#127656)
+            # and never gets rid of an empty segment.
+            for segment in segments:
+                if segment:
+                    self._transport.write(segment)
 
     def pause(self) -> None:
         """The transport has enough: see asyncio.BaseProtocol.pause_writing. May come from within a write."""

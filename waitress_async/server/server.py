@@ -149,9 +149,11 @@ class Server:
     def request_stop(self, timeout: float | None = None) -> None:
         """Have `stop(timeout)` begin, and return at once. Any thread, or a signal handler.
 
-        Before the start has succeeded it does nothing.
+        Before the start has succeeded, it makes the start fail with ServerClosed.
         """
-        if self._phase not in (Phase.NEW, Phase.STARTING):
+        if self._phase in (Phase.NEW, Phase.STARTING):
+            self._enter_stopped()
+        else:
             self._runtime.wakeup.call(lambda: self._begin_stop(timeout))
 
     # -- where it listens

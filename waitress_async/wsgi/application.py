@@ -124,7 +124,7 @@ class _Response:
         return ascii(self._path)[1:-1]
 
     def start_response(
-        self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None, /
+        self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], object]:
         """PEP 3333 "The start_response() Callable"."""
         if exc_info is not None and exc_info[1] is not None:
