@@ -118,9 +118,9 @@ class Connection:
             if self.receiving is _AWAITING_BODY or len(self._buffer):
                 raise BadRequest("The request ended before it was complete.")
         except RequestError:
-            self._stop_receiving()
+            self.stop_receiving()
             raise
-        self._stop_receiving()
+        self.stop_receiving()
         return CLOSED
 
     def _begin(self, request: Request) -> Request:
@@ -135,7 +135,8 @@ class Connection:
             self.receiving = _RECEIVED
         return request
 
-    def _stop_receiving(self) -> None:
+    def stop_receiving(self) -> None:
+        """Throw away what was received and not told of, and what still comes."""
         self.receiving = _NOT_RECEIVING
         self._body = None
         self._buffer.clear()
@@ -203,7 +204,7 @@ class Connection:
         self._request = self._body = None
         if self._closing:
             self.sending = _NOT_SENDING
-            self._stop_receiving()
+            self.stop_receiving()
         else:
             self.sending = _IDLE
             self.receiving = _AWAITING_HEAD

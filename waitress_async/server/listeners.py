@@ -29,7 +29,10 @@ async def open_sockets(settings: Settings) -> list[socket.socket]:
                 for family, address in await _resolve(host, port):
                     sockets.append(_bind(family, address))
         for sock in sockets:
-            sock.listen(settings.backlog)
+            try:
+                sock.listen(settings.backlog)
+            except OSError as error:
+                raise _named(error, sock.getsockname()) from error
             sock.setblocking(False)
     except BaseException:
         for sock in sockets:

@@ -225,6 +225,10 @@ class HTTPProtocol(asyncio.Protocol):
         if exchange is not None and exchange.body is not None:
             exchange.body.close()
         self._send_error(error)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but read on for a while what the client still sends."""
         transport = self._transport
         if self._connection.eof or not transport.can_write_eof():
             transport.close()
@@ -232,6 +236,9 @@ class HTTPProtocol(asyncio.Protocol):
         self._linger_until = self._runtime.loop.time() + _LINGER_SECONDS
         self._linger_bytes = _LINGER_BYTES
         transport.write_eof()
+        if self._reading_paused:
+            self._reading_paused = False
+            transport.resume_reading()
 
     # -- responses
 
@@ -246,7 +253,11 @@ class HTTPProtocol(asyncio.Protocol):
             self._reset()
             return
         if not whole or sending is Sending.CLOSED:
-            self._transport.close()
+            if self._reading_paused:  # so more has come than was read
+                self._connection.stop_receiving()
+                self._linger()
+            else:
+                self._transport.close()
             return
         self._last_activity = self._runtime.loop.time()
         if self._connection.unread or self._connection.eof:

@@ -1,0 +1,153 @@
+"""The connection limit, kept to exactly, and a system that has no descriptors left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import resource
+import select
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import ServeInThread
+from tests.server.support import Client, eventually, hello, request, server_threads
+
+REACHED = "total open connections reached the connection limit"
+DROPPED = "total open connections dropped below the connection limit"
+
+
+def is_silent(client: Client) -> bool:
+    """Whether the client has been told nothing, not even after a while."""
+    return not select.select([client.sock], [], [], 0.1)[0]
+
+
+def test_at_the_limit_accepting_pauses_and_then_resumes(
+    serve_in_thread: ServeInThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "waitress_async")
+    server = serve_in_thread(hello, connection_limit=2)
+
+    def logged(text: str) -> int:
+        return sum(text in record.getMessage() for record in list(caplog.records))
+
+    with Client(server.address) as first, Client(server.address) as second:
+        assert first.get().status == second.get().status == 200
+        eventually(lambda: logged(REACHED) == 1, "it was said that the limit is reached")
+        with Client(server.address) as third:  # the system's backlog takes it
+            third.send(request())
+            assert is_silent(third)
+            assert first.get().status == 200  # those inside are served as before
+            assert logged(DROPPED) == 0
+            first.sock.close()
+            assert third.receive().status == 200
+            eventually(lambda: logged(DROPPED) == 1, "it was said that there is room again")
+            with Client(server.address) as fourth:
+                fourth.send(request())
+                assert is_silent(fourth)
+                second.reset()
+                assert fourth.receive().status == 200
+    levels = {record.levelno for record in caplog.records if REACHED in record.getMessage()}
+    assert levels == {logging.WARNING}
+
+
+class OneAtATime(socket.socket):
+    """A listening socket that gives one connection in each turn of the loop."""
+
+    given = False
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.given = not self.given
+        if not self.given:
+            raise BlockingIOError
+        return super().accept()
+
+
+@pytest.mark.parametrize("kind", [socket.socket, OneAtATime], ids=["in bursts", "one at a time"])
+@pytest.mark.parametrize("limit", [1, 3, 20])
+def test_every_connection_up_to_the_limit_is_served(
+    serve_in_thread: ServeInThread, limit: int, kind: Callable[[], socket.socket]
+) -> None:
+    """None is counted twice while it is on its way, or room would be taken by nobody until one is lost."""
+    sock = kind()
+    sock.bind(("127.0.0.1", 0))
+    server = serve_in_thread(hello, connection_limit=limit, sockets=[sock])
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(server.address)) for _ in range(limit)]
+        for client in clients:
+            client.sock.settimeout(5)
+            client.send(request())
+        for client in clients:
+            assert client.receive().status == 200
+        late = stack.enter_context(Client(server.address))
+        late.send(request())
+        assert is_silent(late)
+
+
+def test_a_burst_is_served_in_the_end(serve_in_thread: ServeInThread) -> None:
+    server = serve_in_thread(hello, connection_limit=5)
+    clients = [Client(server.address) for _ in range(40)]
+    try:
+        for client in clients:
+            client.send(request("/", "Connection: close\r\n"))
+        for client in clients:
+            assert client.receive().status == 200
+    finally:
+        for client in clients:
+            client.sock.close()
+
+
+class Exhausted(socket.socket):
+    """A listening socket on a system that has no descriptor left, until it is told otherwise."""
+
+    attempts = 0
+    exhausted = True
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.attempts += 1
+        if self.exhausted:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def test_without_descriptors_accepting_does_not_spin(
+    serve_in_thread: ServeInThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    sock = Exhausted()
+    sock.bind(("127.0.0.1", 0))
+    server = serve_in_thread(hello, sockets=[sock])
+    with Client(server.address) as client:
+        client.send(request())
+        eventually(lambda: sock.attempts, "the server tried")
+        assert is_silent(client)
+        assert sock.attempts <= 2
+        sock.exhausted = False
+        assert client.receive().status == 200
+    assert sock.attempts < 10
+    assert "Too many open files" in caplog.text
+
+
+def test_a_server_stops_while_it_cannot_accept(serve_in_thread: ServeInThread) -> None:
+    sock = Exhausted()
+    sock.bind(("127.0.0.1", 0))
+    server = serve_in_thread(hello, sockets=[sock])
+    with Client(server.address):
+        eventually(lambda: sock.attempts, "the server tried")
+        server.stop()
+    assert server_threads() == []
+
+
+def test_the_limit_keeps_below_the_descriptors(
+    serve_in_thread: ServeInThread, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (104, 104))
+    server = serve_in_thread(hello, connection_limit=500)
+    eventually(lambda: "connection_limit 500 lowered to 2 " in caplog.text, "it was said")
+    with Client(server.address) as first, Client(server.address) as second, Client(server.address) as third:
+        assert first.get().status == second.get().status == 200
+        third.send(request())
+        assert is_silent(third)
+        second.sock.close()
+        assert third.receive().status == 200
