@@ -39,7 +39,7 @@ class Served:
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """The server is replaced, and what the command changes in its process is put back."""
     served = Served()
-    monkeypatch.setattr("waitress_async.server.run", served.run)
+    monkeypatch.setattr("waitress_async.cli.run", served.run)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setattr(logging.getLogger("waitress_async"), "level", logging.NOTSET)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

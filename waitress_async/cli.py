@@ -12,6 +12,7 @@ import click
 from waitress_async import __version__
 from waitress_async.errors import AppImportError, SettingsError
 from waitress_async.loader import load_app
+from waitress_async.server import run
 from waitress_async.settings import DECLARATIONS, Declaration, Settings
 
 
@@ -86,10 +87,10 @@ def _serve(name: str, *, call: bool, settings: Settings) -> None:
         logger.setLevel(logging.INFO)
     _raise_descriptor_limit()
 
-    from waitress_async.server import run  # here, so that --help and usage errors do not wait for asyncio
-
     try:
         run(app, settings)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
     except OSError as error:  # an address cannot be bound; the text names it
         raise click.ClickException(error.strerror or str(error)) from error
 

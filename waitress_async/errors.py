@@ -1,4 +1,4 @@
-"""One exception tree. Faults of the peer carry the HTTP status that answers them; ours do not."""
+"""One exception tree. What answers a request carries its HTTP status, whoever's fault it was."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Small chunks that wait are joined up to this size, in bytes, so that a watermark's worth of them is
 # not many times that in objects.
-_JOIN: Final = 8_192
+_JOIN_CHUNKS: Final = 8_192
 
 
 class Output:
@@ -30,12 +30,12 @@ class Output:
         "_announced",
         "_chunks",
         "_closed",
+        "_drained",
         "_finished",
         "_high",
         "_lock",
         "_on_ready",
         "_size",
-        "_waiters",
         "_wakeup",
         "aborted",
         "head",
@@ -52,9 +52,7 @@ class Output:
         self._on_ready = on_ready
         self._high = high_watermark
         self._lock = threading.Lock()
-        # Each held while a thread waits for it; released to let the thread go on. More than one if the
-        # app writes from threads of its own.
-        self._waiters: list[threading.Lock] = []
+        self._drained: threading.Condition | None = None  # made when a thread has to wait
         self._chunks: list[bytes] = []
         self._size = 0
         self._announced = False  # the loop has been told of something that it has not taken
@@ -70,27 +68,30 @@ class Output:
 
     def write(self, data: bytes) -> None:
         """Hand over some of the body; wait while too much is not yet taken. Raises ClientDisconnected."""
-        waiter = None
         with self._lock:
             if self._closed:
                 raise ClientDisconnected("the client is gone")
             chunks = self._chunks
-            if chunks and len(chunks[-1]) + len(data) <= _JOIN:
+            if chunks and len(chunks[-1]) + len(data) <= _JOIN_CHUNKS:
                 chunks[-1] += data
             else:
                 chunks.append(data)
             self._size += len(data)
-            announced, self._announced = self._announced, True
+            self._announce()
             if self._size > self._high:
-                waiter = threading.Lock()
-                waiter.acquire()
-                self._waiters.append(waiter)
-        if not announced:
+                self._wait_drained()
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
             self._wakeup.call(self._on_ready)
-        if waiter is not None:
-            waiter.acquire()
-            if self._closed:
-                raise ClientDisconnected("the client is gone")
+
+    def _wait_drained(self) -> None:
+        if self._drained is None:
+            self._drained = threading.Condition(self._lock)
+        self._drained.wait_for(lambda: self._closed or self._size <= self._high // 2)
+        if self._closed:
+            raise ClientDisconnected("the client is gone")
 
     def finish(self, data: bytes) -> None:
         """Hand over the last of the body. Never waits and never raises: it is all there is."""
@@ -99,9 +100,7 @@ class Output:
                 self._chunks.append(data)
                 self._size += len(data)
             self._finished = True
-            announced, self._announced = self._announced, True
-        if not announced:
-            self._wakeup.call(self._on_ready)
+            self._announce()
 
     def abort(self) -> None:
         """Nothing more will come, and what came is not the whole."""
@@ -128,14 +127,9 @@ class Output:
                 taken = self._first(limit)
             if not self._chunks:
                 self._announced = False
-            if self._waiters and self._size <= self._high // 2:
-                self._release_waiters()
+            if self._drained is not None and self._size <= self._high // 2:
+                self._drained.notify_all()
             return taken, self._finished and not self._chunks
-
-    def _release_waiters(self) -> None:
-        for waiter in self._waiters:
-            waiter.release()
-        self._waiters.clear()
 
     def _first(self, limit: int) -> list[bytes]:
         """Remove and return the first chunks, of `limit` bytes or a little more."""
@@ -154,4 +148,5 @@ class Output:
             self._closed = True
             self._chunks.clear()
             self._size = 0
-            self._release_waiters()
+            if self._drained is not None:
+                self._drained.notify_all()

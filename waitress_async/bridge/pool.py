@@ -44,8 +44,13 @@ class Pool:
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
             for number in range(1, threads + 1)
         ]
-        for thread in self._threads:
-            thread.start()
+        for started, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except BaseException:  # the system has no more
+                del self._threads[started:]
+                self.close()
+                raise
 
     def submit(self, task: Task) -> None:
         """Queue a task. Raises QueueFull. The loop's thread only, which makes the bound exact."""

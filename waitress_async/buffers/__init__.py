@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .files import (
+from waitress_async.buffers.files import (
     COPY_BYTES,
     BytesIOBasedBuffer,
     FileBasedBuffer,
     ReadOnlyFileBasedBuffer,
     TempfileBasedBuffer,
 )
-from .overflowable import STRBUF_LIMIT, OverflowableBuffer
-from .reader import BufferReader
+from waitress_async.buffers.overflowable import STRBUF_LIMIT, OverflowableBuffer
+from waitress_async.buffers.reader import BufferReader
 
 __all__ = [
     "COPY_BYTES",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, BinaryIO
 
-from .files import BytesIOBasedBuffer, FileBasedBuffer, TempfileBasedBuffer
+from waitress_async.buffers.files import BytesIOBasedBuffer, FileBasedBuffer, TempfileBasedBuffer
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

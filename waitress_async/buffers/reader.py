@@ -20,8 +20,8 @@ from asyncio import Future, IncompleteReadError, LimitOverrunError, get_running_
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
-from .files import COPY_BYTES
-from .overflowable import OverflowableBuffer
+from waitress_async.buffers.files import COPY_BYTES
+from waitress_async.buffers.overflowable import OverflowableBuffer
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -30,7 +30,7 @@ class Request:
 
     @property
     def has_body(self) -> bool:
-        """Whether `Data` and `EndOfMessage` follow; without a body the head is the whole request."""
+        """Whether `Data` and `END_OF_MESSAGE` follow; without a body the head is the whole request."""
         return self.chunked or bool(self.content_length)
 
 

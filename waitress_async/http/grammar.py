@@ -10,8 +10,6 @@ import re
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 
-CRLF: Final = b"\r\n"
-
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _OWS: Final = rb"[ \t]*+"
 
@@ -22,7 +20,6 @@ REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]++) (HTTP/[0-
 
 # RFC 9110 section 5.5: VCHAR, obs-text, SP and HTAB. White space around the value is trimmed by the caller.
 FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*+)")
-FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")
 
 # RFC 9110 section 8.6, bounded: 19 digits hold every length below 10 EB.
 CONTENT_LENGTH: Final = re.compile(rb"[0-9]{1,19}+")

@@ -6,15 +6,17 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from waitress_async.bridge import Wakeup, in_thread
 from waitress_async.settings import Settings
 
 # Connections taken from one socket before the loop sees to other things.
 _BATCH: Final = 64
 
 
-async def open_sockets(settings: Settings) -> list[socket.socket]:
+async def open_sockets(settings: Settings, wakeup: Wakeup) -> list[socket.socket]:
     """Listening, non-blocking sockets for all addresses of the settings.
 
     Raises OSError, whose `strerror` names the address, for one that cannot be resolved or bound;
@@ -26,7 +28,7 @@ async def open_sockets(settings: Settings) -> list[socket.socket]:
             sockets.extend(settings.sockets)
         else:
             for host, port in settings.addresses:
-                for family, address in await _resolve(host, port):
+                for family, address in await _resolve(host, port, wakeup):
                     sockets.append(_bind(family, address))
         for sock in sockets:
             try:
@@ -44,18 +46,17 @@ async def open_sockets(settings: Settings) -> list[socket.socket]:
 Address = tuple[str, int] | tuple[str, int, int, int]
 
 
-async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Address]]:
+async def _resolve(host: str, port: int, wakeup: Wakeup) -> list[tuple[socket.AddressFamily, Address]]:
     """What a host means, each address once. A number is not asked of the network, nor of another thread."""
     name = None if host in ("", "*") else host
-    flags = socket.AI_PASSIVE
+    look_up = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
     try:
         try:
-            found = socket.getaddrinfo(
-                name, port, type=socket.SOCK_STREAM, flags=flags | socket.AI_NUMERICHOST
-            )
+            found = look_up(flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST)
         except socket.gaierror:
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
+            found = await in_thread(
+                wakeup, "waitress_async-lookup", partial(look_up, flags=socket.AI_PASSIVE)
+            )
     except OSError as error:
         raise _named(error, (host, port)) from error
     families = (socket.AF_INET, socket.AF_INET6) if socket.has_dualstack_ipv6() else (socket.AF_INET,)

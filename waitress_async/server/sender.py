@@ -13,7 +13,7 @@ from waitress_async.http import Connection, DefaultFields, HeadEncoder, error_re
 
 # Bytes asked of an output at a time, and the most that is joined into one piece before it is written.
 _TAKE: Final = 262_144
-_JOIN: Final = 65_536
+_JOIN_WRITE: Final = 65_536
 
 
 class Sender:
@@ -99,7 +99,7 @@ class Sender:
             self._transport.write(interim)
 
     def _write(self, segments: list[bytes]) -> None:
-        if sum(map(len, segments)) <= _JOIN:
+        if sum(map(len, segments)) <= _JOIN_WRITE:
             self._transport.write(b"".join(segments))
         else:
             # Not writelines(): asyncio's, in 3.12 and 3.13, does not pause its protocol (cpython#127656)

@@ -8,6 +8,7 @@ import enum
 import logging
 import math
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -59,6 +60,8 @@ class Server:
         self._app = app
         self._settings = settings or Settings.from_keywords(**options)
         self._phase = Phase.NEW
+        self._wakeup: Wakeup | None = None  # from the beginning of the start on
+        self._stop_requested = False
         self._addresses: list[Address] = []
         self._stop_at = math.inf  # when a stop under way becomes an abort, in the loop's time
         self._deadline: asyncio.Timeout | None = None  # which holds it to that
@@ -73,27 +76,42 @@ class Server:
         if self._phase is not Phase.NEW:
             raise ServerClosed("a server is started once")
         self._phase = Phase.STARTING
+        self._wakeup = wakeup = Wakeup(asyncio.get_running_loop())
+        if self._stop_requested:  # looked at after the wake-up is there: one of the two is seen
+            self._enter_stopped()
+            raise ServerClosed("the server was stopped before it started")
         try:
-            sockets = await open_sockets(self._settings)
+            self._runtime = runtime = await self._open(wakeup)
         except BaseException:
             self._enter_stopped()
             raise
-        if self._phase is not Phase.STARTING:
-            for sock in sockets:
-                sock.close()
-            raise ServerClosed("the server was stopped while it started")
-        self._runtime = runtime = self._make_runtime()
-        self._addresses = runtime.connections.listen(sockets)
         self._phase = Phase.READY
         for address in self._addresses:
             url = f"{self._settings.url_scheme}://{format_address(address)}"
             runtime.log.log(logging.INFO, "Serving on %s", url)
 
-    def _make_runtime(self) -> Runtime:
+    async def _open(self, wakeup: Wakeup) -> Runtime:
+        sockets = await open_sockets(self._settings, wakeup)
+        try:
+            if self._phase is not Phase.STARTING:
+                raise ServerClosed("the server was stopped while it started")
+            runtime = self._make_runtime(wakeup)
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        self._addresses = runtime.connections.listen(sockets)
+        return runtime
+
+    def _make_runtime(self, wakeup: Wakeup) -> Runtime:
         loop = asyncio.get_running_loop()
         settings = self._settings
-        wakeup = Wakeup(loop)
-        log = LogThread(wakeup)
+        pool = Pool(wakeup, name="waitress_async", threads=settings.threads, max_queue=settings.max_queue)
+        try:
+            log = LogThread(wakeup)
+        except BaseException:
+            pool.close()
+            raise
         return Runtime(
             loop=loop,
             settings=settings,
@@ -107,7 +125,7 @@ class Server:
             default_fields=DefaultFields(settings.ident),
             application=Application(self._app, copy_context(), HeadEncoder(), settings.expose_tracebacks),
             wakeup=wakeup,
-            pool=Pool(wakeup, name="waitress_async", threads=settings.threads, max_queue=settings.max_queue),
+            pool=pool,
             log=log,
             connections=Connections(loop, log, connection_limit(settings, log), self._make_protocol),
         )
@@ -151,10 +169,15 @@ class Server:
 
         Before the start has succeeded, it makes the start fail with ServerClosed.
         """
-        if self._phase in (Phase.NEW, Phase.STARTING):
+        self._stop_requested = True
+        if self._wakeup is not None:
+            self._wakeup.call(partial(self._stop_now, timeout))
+
+    def _stop_now(self, timeout: float | None) -> None:
+        if self._phase is Phase.STARTING:
             self._enter_stopped()
-        else:
-            self._runtime.wakeup.call(lambda: self._begin_stop(timeout))
+        elif self._phase is not Phase.STOPPED:
+            self._begin_stop(timeout)
 
     # -- where it listens
 
