@@ -25,8 +25,7 @@ class Pool:
     """Daemon threads that run tasks in the order in which they were submitted.
 
     What is submitted in one turn of the loop is queued at its end, all at once. A thread that is woken
-    earlier would fight the loop for the interpreter lock between every two callbacks: three switches
-    a request instead of one in five, and a third more time.
+    earlier would fight the loop for the interpreter lock between every two callbacks.
 
     Daemons, because a thread stuck in an app must not hold the exit of the process; not an executor's,
     because the interpreter waits for those. Made and closed on the loop's thread.

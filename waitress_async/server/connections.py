@@ -112,9 +112,11 @@ class Connections:
     # -- connections
 
     def made(self, protocol: HTTPProtocol) -> None:
+        """`protocol` has its transport."""
         self._protocols.add(protocol)
 
     def lost(self, protocol: HTTPProtocol) -> None:
+        """`protocol` has lost its connection, or never had one. Makes room for another."""
         self._open.discard(protocol)
         self._protocols.discard(protocol)
         self._lost.set()
@@ -149,6 +151,7 @@ class Connections:
             self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
 
     def stop_sweeping(self) -> None:
+        """Cancel the timer, if it is set."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None

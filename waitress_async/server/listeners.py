@@ -114,6 +114,7 @@ class Listener:
         self.address: Address = sock.getsockname()
 
     def resume(self) -> None:
+        """Accept what comes."""
         if not self._accepting:
             self._accepting = True
             self._loop.add_reader(self._sock.fileno(), self._accept)
@@ -125,6 +126,7 @@ class Listener:
             self._loop.remove_reader(self._sock.fileno())
 
     def close(self) -> None:
+        """Accept no more, and close the socket."""
         self.pause()
         self._sock.close()
 

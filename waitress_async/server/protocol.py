@@ -143,7 +143,7 @@ class HTTPProtocol(asyncio.Protocol):
         No request is begun while the client does not take the answers to those before it.
         """
         connection = self._connection
-        while self._exchange is not None or not self._sender.paused:
+        while not (connection.receiving is _HEAD and self._sender.paused):
             try:
                 event = connection.next_event()
             except RequestError as error:
@@ -170,7 +170,7 @@ class HTTPProtocol(asyncio.Protocol):
     def _bound_look_ahead(self) -> None:
         """Read no further while what was read has to wait, but for a little: an end or a reset is seen so."""
         connection = self._connection
-        waits = connection.receiving is _DONE or (self._sender.paused and self._exchange is None)
+        waits = connection.receiving is _DONE or (connection.receiving is _HEAD and self._sender.paused)
         full = waits and connection.unread > _LOOK_AHEAD
         if full is not self._reading_paused:
             self._reading_paused = full
@@ -279,6 +279,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
+        """Cut the connection, whatever is under way."""
         self._transport.abort()
 
     def sweep(self, now: float) -> None:

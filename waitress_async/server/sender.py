@@ -5,22 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import time
-from typing import Final
+from typing import Final, Protocol
 
-from waitress_async.bridge import Output
 from waitress_async.errors import HTTPError
-from waitress_async.http import Connection, DefaultFields, HeadEncoder, error_response
+from waitress_async.http import Connection, DefaultFields, HeadEncoder, ResponseHead, error_response
 
-# Bytes asked of an output at a time, and the most that is joined into one piece before it is written.
+# Bytes asked of an source at a time, and the most that is joined into one piece before it is written.
 _TAKE: Final = 262_144
 _JOIN_WRITE: Final = 65_536
 
 
+class Source(Protocol):
+    """Where the bytes of a response come from. Loop's thread."""
+
+    head: ResponseHead | None  # None only if it is aborted before it began
+    length: int | None  # of the body, where it is known and the head does not say it
+    aborted: bool  # what it gave is all there is, and is not the whole
+
+    def take(self, limit: int) -> tuple[list[bytes], bool]:
+        """The next of the body, of about `limit` bytes, and whether it is the last. Nothing at all, and
+        not the last: `Sender.pump` will be called when there is more."""
+
+    def close(self) -> None:
+        """Nobody will take any more."""
+
+
 class Sender:
-    """Sends the responses of one connection: asks an output for its next bytes, frames them, writes them.
+    """Sends the responses of one connection: asks a source for its next bytes, frames them, writes them.
 
     It stops asking between `pause` and `resume`, so that what a slow client has not taken stays in the
-    output, where the app's thread feels it.
+    source, where the app's thread feels it.
     """
 
     __slots__ = (
@@ -28,7 +42,7 @@ class Sender:
         "_default_fields",
         "_head_sent",
         "_on_complete",
-        "_output",
+        "_source",
         "_transport",
         "paused",
     )
@@ -40,45 +54,45 @@ class Sender:
         default_fields: DefaultFields,
         on_complete: Callable[[bool], object],
     ) -> None:
-        """`on_complete(whole)` is called when an output is sent, or, with False, when it was aborted."""
+        """`on_complete(whole)` is called when an source is sent, or, with False, when it was aborted."""
         self._transport = transport
         self._connection = connection
         self._default_fields = default_fields
         self._on_complete = on_complete
-        self._output: Output | None = None
+        self._source: Source | None = None
         self._head_sent = False
         self.paused = False  # the transport has enough
 
-    def expect(self, output: Output) -> None:
-        """The next response will come through `output`, which calls `pump` when it has something."""
-        self._output = output
+    def expect(self, source: Source) -> None:
+        """The next response will come through `source`, which calls `pump` when it has something."""
+        self._source = source
         self._head_sent = False
 
     def pump(self) -> None:
-        """Send what the output has, as long as the transport takes it."""
-        output = self._output
-        if output is None:  # it was closed, and its thread did not know yet
+        """Send what the source has, as long as the transport takes it."""
+        source = self._source
+        if source is None:  # it was closed, and its thread did not know yet
             return
         connection = self._connection
         while not self.paused:
-            chunks, last = output.take(_TAKE)
+            chunks, last = source.take(_TAKE)
             if not chunks and not last:
                 return
             segments = []
-            if not self._head_sent and output.head is not None:
+            if not self._head_sent and source.head is not None:
                 self._head_sent = True
-                head = output.head
+                head = source.head
                 segments.append(
-                    connection.send_response(head, self._default_fields.lines(head, time()), output.length)
+                    connection.send_response(head, self._default_fields.lines(head, time()), source.length)
                 )
             for chunk in chunks:
                 segments.append(connection.send_data(chunk))
-            if last and not output.aborted:
+            if last and not source.aborted:
                 segments.append(connection.end_response())
             self._write(segments)
             if last:
-                self._output = None
-                self._on_complete(not output.aborted)
+                self._source = None
+                self._on_complete(not source.aborted)
                 return
 
     def send_error(self, error: HTTPError, encoder: HeadEncoder) -> None:
@@ -94,6 +108,7 @@ class Sender:
         )
 
     def send_continue(self) -> None:
+        """Send 100 (Continue), if the client may be waiting for it."""
         interim = self._connection.send_continue()
         if interim:
             self._transport.write(interim)
@@ -118,7 +133,7 @@ class Sender:
 
     def close(self) -> None:
         """The connection is lost: nothing is sent any more, and the app's thread is told."""
-        if self._output is not None:
-            self._output.close()
-            self._output = None
+        if self._source is not None:
+            self._source.close()
+            self._source = None
         del self._on_complete  # the protocol's: no cycle is left for the collector to find
