@@ -144,6 +144,25 @@ def test_the_linger_is_bounded_in_time(serve_in_thread: ServeInThread, connect: 
     eventually(refused, "the linger ended")
 
 
+@pytest.mark.parametrize("behind", [b"nonsense\r\n\r\n", b""], ids=["a refusal", "a close"])
+def test_what_was_held_back_is_drained_too(
+    serve_in_thread: ServeInThread, gated: GatedApp, connect: Connect, behind: bytes
+) -> None:
+    """Reading is paused by a full look-ahead when the last answer is given: what is still to be read must
+    not reset the connection, which would cost the client that answer."""
+    server = serve_in_thread(gated)
+    client = connect(server)
+    client.send(request("/slow", "" if behind else "Connection: close\r\n"))
+    gated.wait_entered()
+    sent = client.send_until_blocked(behind + bytes(1_000_000), 8_000_000)
+    assert sent < 8_000_000, "the look-ahead is not full"
+    gated.let_go()
+    assert client.receive().body == b"/slow"
+    if behind:
+        assert client.receive().status == 400
+    client.assert_ended()
+
+
 # -- a full queue
 
 
