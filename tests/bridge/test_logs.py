@@ -57,7 +57,8 @@ async def test_records_come_in_order_from_the_log_thread(handler: Stuck) -> None
     log = make()
     for number in range(20):
         log.log(logging.INFO, "record %d of %s", number, "many")
-    await log.close(10)
+    log.close()
+    await log.wait_closed(10)
     assert handler.messages == [f"record {number} of many" for number in range(20)]
     (thread,) = handler.threads
     assert thread.startswith("waitress_async-log")
@@ -76,7 +77,8 @@ async def test_a_stuck_handler_never_blocks_the_caller_and_what_is_dropped_is_co
     handler.open.set()
     await until(lambda: len(handler.messages) == 1 + log.MAX_QUEUE)
     log.log(logging.INFO, "the next")
-    await log.close(10)
+    log.close()
+    await log.wait_closed(10)
     kept = [str(number) for number in range(log.MAX_QUEUE)]
     assert handler.messages[:-2] == ["the first", *kept]
     assert handler.messages[-2].startswith(f"{surplus} log records were dropped")
@@ -91,7 +93,8 @@ async def test_what_was_dropped_is_said_at_the_latest_at_the_end(handler: Stuck)
         log.log(logging.INFO, "more")
     handler.open.set()
     await until(lambda: len(handler.messages) == 1 + log.MAX_QUEUE)
-    await log.close(10)
+    log.close()
+    await log.wait_closed(10)
     assert handler.messages[-1].startswith("7 log records were dropped")
 
 
@@ -100,7 +103,8 @@ async def test_a_stuck_handler_does_not_hold_the_close(handler: Stuck) -> None:
     log.log(logging.INFO, "stuck")
     await until(handler.entered.is_set)
     began = time.monotonic()
-    await log.close(0.05)
+    log.close()
+    await log.wait_closed(0.05)
     assert time.monotonic() - began < 5
     handler.open.set()
     await until(lambda: not log_threads())
@@ -109,5 +113,6 @@ async def test_a_stuck_handler_does_not_hold_the_close(handler: Stuck) -> None:
 async def test_what_the_level_does_not_ask_for_costs_no_record(handler: Stuck) -> None:
     log = make()
     log.log(logging.DEBUG, "%s", "nobody asked")
-    await log.close(10)
+    log.close()
+    await log.wait_closed(10)
     assert not handler.entered.is_set()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import RunningServer, ServeInThread
+from tests.conftest import LOOPS, RunningServer, ServeInThread
 from tests.server.support import (
     Client,
     GatedApp,
@@ -286,3 +286,24 @@ def test_cancelling_the_stop_does_not_undo_it(serve_in_thread: ServeInThread, ga
         assert client.receive().body == b"/busy"
     server.thread.join(10)
     assert not server.thread.is_alive()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_stop_that_the_end_of_the_loop_cancels_leaves_no_thread(loop: str) -> None:
+    """asyncio.run() cancels every task when its main one returns, that of a stop under way too."""
+    app = GatedApp()
+    server = local_server(app, threads=1)
+
+    async def main() -> None:
+        await server.start()
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(request("/held"))
+        await eventually_async(lambda: app.entered, "the app was called")
+        server.request_stop()
+        await asyncio.sleep(0)
+        writer.close()
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(main())
+    app.let_go()
+    eventually(lambda: not server_threads(), "every thread has ended")

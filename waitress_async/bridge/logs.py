@@ -24,9 +24,7 @@ class LogThread:
 
     def log(self, level: int, message: str, *args: object) -> None:
         """Have `message % args` logged by the logger `waitress_async`. The loop's thread only."""
-        if not logger.isEnabledFor(level):
-            return
-        try:
+        try:  # without asking whether it is wanted: logging answers that under a lock of its own
             self._tell_dropped()
             self._pool.submit(partial(logger.log, level, message, *args))
         except QueueFull:
@@ -38,9 +36,12 @@ class LogThread:
             self._pool.submit(partial(logger.warning, message, self._dropped))
             self._dropped = 0
 
-    async def close(self, timeout: float) -> None:
-        """Let what is queued be logged, for at most `timeout` seconds, and end the thread."""
+    def close(self) -> None:
+        """Let the thread end once what is queued has been logged. Twice is fine."""
         with contextlib.suppress(QueueFull):
             self._tell_dropped()
         self._pool.close()
+
+    async def wait_closed(self, timeout: float) -> None:
+        """Wait for that, at most `timeout` seconds."""
         await self._pool.wait_closed(timeout)

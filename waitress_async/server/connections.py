@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from waitress_async.server.protocol import HTTPProtocol
 
 _SWEEP_INTERVAL: Final = 1.0  # seconds
+
+# At the limit it is reached again with every connection that closes; that is said so often, in seconds.
+_TELL_INTERVAL: Final = 10.0
 
 
 class Connections:
@@ -40,7 +44,9 @@ class Connections:
         self._open: set[HTTPProtocol] = set()  # from accept to loss: what the limit counts
         self._protocols: set[HTTPProtocol] = set()  # those of them that have a transport
         self._arriving: set[asyncio.Task[None]] = set()  # on whose way to a transport the others are
-        self._full = False
+        self.full = False  # at the limit
+        self._told_full = False
+        self._tell_full_after = -math.inf
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
@@ -76,12 +82,16 @@ class Connections:
             self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
         if len(self) < self._limit:
             return True
-        self._full = True
-        self._log.log(
-            logging.WARNING,
-            "total open connections reached the connection limit, no longer accepting new connections",
-        )
+        self.full = True
         self._pause_listening()
+        now = self._loop.time()
+        if now >= self._tell_full_after:
+            self._tell_full_after = now + _TELL_INTERVAL
+            self._told_full = True
+            self._log.log(
+                logging.WARNING,
+                "total open connections reached the connection limit, no longer accepting new connections",
+            )
         return False
 
     async def _connect(self, sock: socket.socket, protocol: HTTPProtocol) -> None:
@@ -105,7 +115,7 @@ class Connections:
             listener.pause()
 
     def _resume_listening(self) -> None:
-        if not self._closed and not self._full:
+        if not self._closed and not self.full:
             for listener in self._listeners:
                 listener.resume()
 
@@ -120,13 +130,15 @@ class Connections:
         self._open.discard(protocol)
         self._protocols.discard(protocol)
         self._lost.set()
-        if self._full and len(self) < self._limit:
-            self._full = False
-            self._log.log(
-                logging.INFO,
-                "total open connections dropped below the connection limit, listening again",
-            )
+        if self.full and len(self) < self._limit:
+            self.full = False
             self._resume_listening()
+            if self._told_full:
+                self._told_full = False
+                self._log.log(
+                    logging.INFO,
+                    "total open connections dropped below the connection limit, listening again",
+                )
 
     def abort(self) -> None:
         """Cut every connection."""

@@ -21,8 +21,11 @@ from waitress_async.wsgi import base_environ
 # Bytes of later requests that are held while one is answered, before reading is paused.
 _LOOK_AHEAD: Final = 65_536
 
-# RFC 9112 section 9.6: after a refusal, what the client still sends is drained for a while, so that
-# the reset that a full receive buffer would cause does not destroy the answer it has not read.
+# Pieces of a body taken in one turn of the loop: chunks can be as short as a byte.
+_PIECES_A_TURN: Final = 512
+
+# RFC 9112 section 9.6: after the last answer, what the client still sends is drained for a while, so that
+# the reset that unread bytes would cause does not destroy the answer it has not read.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 16_777_216
 
@@ -51,6 +54,7 @@ class HTTPProtocol(asyncio.Protocol):
         "_sender",
         "_transport",
         "_unsent",
+        "_yielded",
     )
 
     def __init__(self, runtime: Runtime, remote: tuple[str, str], server_port: str) -> None:
@@ -68,6 +72,7 @@ class HTTPProtocol(asyncio.Protocol):
             errors=sys.stderr,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
+        self._yielded = False  # more was received than one turn of the loop may take
         self._reading_paused = False
         self._last_activity = 0.0
         self._linger_until: float | None = None
@@ -91,10 +96,10 @@ class HTTPProtocol(asyncio.Protocol):
         connection = self._connection
         connection.receive_data(data)
         receiving = connection.receiving
-        if receiving is _HEAD or receiving is _BODY:
-            self._advance()
-        elif receiving is _DONE:
+        if receiving is _DONE or self._yielded:
             self._bound_look_ahead()
+        elif receiving is not _CLOSED:
+            self._advance()
         elif self._linger_until is not None:
             self._linger_bytes -= len(data)
             if self._linger_bytes < 0:
@@ -104,10 +109,10 @@ class HTTPProtocol(asyncio.Protocol):
         """The client has said all it will. It is still owed what it asked for."""
         self._connection.receive_eof()
         receiving = self._connection.receiving
-        if receiving is _HEAD or receiving is _BODY:
-            self._advance()
-        elif receiving is _CLOSED:
+        if receiving is _CLOSED:
             self._transport.close()
+        elif receiving is not _DONE and not self._yielded:
+            self._advance()
         return True
 
     def pause_writing(self) -> None:
@@ -143,6 +148,7 @@ class HTTPProtocol(asyncio.Protocol):
         No request is begun while the client does not take the answers to those before it.
         """
         connection = self._connection
+        pieces = 0
         while not (connection.receiving is _HEAD and self._sender.paused):
             try:
                 event = connection.next_event()
@@ -154,6 +160,11 @@ class HTTPProtocol(asyncio.Protocol):
             elif isinstance(event, Data):
                 if not self._take_body(event.data):
                     return
+                pieces += 1
+                if pieces == _PIECES_A_TURN:
+                    self._yielded = True
+                    self._runtime.loop.call_soon(self._advance_later)
+                    break
             elif event is END_OF_MESSAGE:
                 assert self._exchange is not None
                 self._queue(self._exchange)
@@ -167,10 +178,19 @@ class HTTPProtocol(asyncio.Protocol):
         if connection.unread or self._reading_paused:
             self._bound_look_ahead()
 
+    def _advance_later(self) -> None:
+        self._yielded = False
+        if not self._transport.is_closing():
+            self._advance()
+
     def _bound_look_ahead(self) -> None:
         """Read no further while what was read has to wait, but for a little: an end or a reset is seen so."""
         connection = self._connection
-        waits = connection.receiving is _DONE or (connection.receiving is _HEAD and self._sender.paused)
+        waits = (
+            connection.receiving is _DONE
+            or self._yielded
+            or (connection.receiving is _HEAD and self._sender.paused)
+        )
         full = waits and connection.unread > _LOOK_AHEAD
         if full is not self._reading_paused:
             self._reading_paused = full
@@ -228,9 +248,9 @@ class HTTPProtocol(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close, but read on for a while what the client still sends."""
+        """Close, but read on for a while what the client still sends. Not while others wait for the room."""
         transport = self._transport
-        if self._connection.eof or not transport.can_write_eof():
+        if self._connection.eof or self._runtime.connections.full or not transport.can_write_eof():
             transport.close()
             return
         self._linger_until = self._runtime.loop.time() + _LINGER_SECONDS
@@ -253,11 +273,8 @@ class HTTPProtocol(asyncio.Protocol):
             self._reset()
             return
         if not whole or sending is Sending.CLOSED:
-            if self._reading_paused:  # so more has come than was read
-                self._connection.stop_receiving()
-                self._linger()
-            else:
-                self._transport.close()
+            self._connection.stop_receiving()
+            self._linger()
             return
         self._last_activity = self._runtime.loop.time()
         if self._connection.unread or self._connection.eof:
@@ -284,11 +301,13 @@ class HTTPProtocol(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close what has lingered long enough, and what has not moved for channel_timeout."""
-        if self._linger_until is not None:
-            if now >= self._linger_until:
-                self._transport.abort()
-            return
         unsent = self._transport.get_write_buffer_size()
+        if self._linger_until is not None:
+            if not unsent:
+                if now >= self._linger_until:
+                    self._transport.abort()
+                return
+            self._linger_until = now + _LINGER_SECONDS  # from when the answer is out
         if unsent != self._unsent:
             self._unsent = unsent
             self._last_activity = now

@@ -10,8 +10,10 @@ from typing import Final, Protocol
 from waitress_async.errors import HTTPError
 from waitress_async.http import Connection, DefaultFields, HeadEncoder, ResponseHead, error_response
 
-# Bytes asked of an source at a time, and the most that is joined into one piece before it is written.
-_TAKE: Final = 262_144
+_TAKE: Final = 262_144  # bytes asked of a source at a time
+_TAKES_A_TURN: Final = 4  # of the loop
+
+# The most that is joined into one piece before it is written, in bytes.
 _JOIN_WRITE: Final = 65_536
 
 
@@ -54,7 +56,7 @@ class Sender:
         default_fields: DefaultFields,
         on_complete: Callable[[bool], object],
     ) -> None:
-        """`on_complete(whole)` is called when an source is sent, or, with False, when it was aborted."""
+        """`on_complete(whole)` is called when a source is sent, or, with False, when it was aborted."""
         self._transport = transport
         self._connection = connection
         self._default_fields = default_fields
@@ -74,7 +76,9 @@ class Sender:
         if source is None:  # it was closed, and its thread did not know yet
             return
         connection = self._connection
-        while not self.paused:
+        for _ in range(_TAKES_A_TURN):
+            if self.paused:
+                return
             chunks, last = source.take(_TAKE)
             if not chunks and not last:
                 return
@@ -94,6 +98,7 @@ class Sender:
                 self._source = None
                 self._on_complete(not source.aborted)
                 return
+        asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
 
     def send_error(self, error: HTTPError, encoder: HeadEncoder) -> None:
         """Answer in the server's own name, whole."""

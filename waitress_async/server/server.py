@@ -167,7 +167,8 @@ class Server:
     def request_stop(self, timeout: float | None = None) -> None:
         """Have `stop(timeout)` begin, and return at once. Any thread, or a signal handler.
 
-        Before the start has succeeded, it makes the start fail with ServerClosed.
+        Before the start, it makes that fail with ServerClosed; so it does during the start, where it
+        does not stop what has been started by then.
         """
         self._stop_requested = True
         if self._wakeup is not None:
@@ -218,30 +219,50 @@ class Server:
         return self._stopping
 
     async def _stop(self) -> None:
-        runtime = self._runtime
-        connections, pool, log = runtime.connections, runtime.pool, runtime.log
-        self._phase = Phase.DRAINING
         try:
-            connections.close()
+            try:
+                await self._drain()
+            finally:
+                self._abort()
+            await self._unwind()
+        finally:  # also when this task is cancelled, as by the end of asyncio.run()
+            self._runtime.log.close()
+            self._enter_stopped()
+
+    async def _drain(self) -> None:
+        """Let what is under way come to its end, until the deadline."""
+        runtime = self._runtime
+        connections = runtime.connections
+        self._phase = Phase.DRAINING
+        connections.close()
+        try:
             async with asyncio.timeout_at(self._stop_at) as self._deadline:
                 await connections.wait_empty()
-                pool.close()
-                await pool.wait_closed()
+                runtime.pool.close()
+                await runtime.pool.wait_closed()
         except TimeoutError:
             if len(connections):
-                log.log(logging.WARNING, "%d connection(s) cut at the end of the stop", len(connections))
-        finally:  # also when this task is cancelled, as by the end of asyncio.run()
-            self._phase = Phase.ABORTING
-            self._deadline = None
-            connections.abort()
-            connections.stop_sweeping()
-            pool.close()
+                runtime.log.log(
+                    logging.WARNING, "%d connection(s) cut at the end of the stop", len(connections)
+                )
+
+    def _abort(self) -> None:
+        """Cut what is left."""
+        self._phase = Phase.ABORTING
+        self._deadline = None
+        self._runtime.connections.abort()
+        self._runtime.connections.stop_sweeping()
+        self._runtime.pool.close()
+
+    async def _unwind(self) -> None:
+        """Wait for connections and threads that were cut, and name those that do not end."""
+        runtime = self._runtime
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(connections.wait_empty(), _UNWIND_TIMEOUT)
-        if stuck := await pool.wait_closed(_UNWIND_TIMEOUT):
-            log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), ", ".join(stuck))
-        await log.close(_UNWIND_TIMEOUT)
-        self._enter_stopped()
+            await asyncio.wait_for(runtime.connections.wait_empty(), _UNWIND_TIMEOUT)
+        if stuck := await runtime.pool.wait_closed(_UNWIND_TIMEOUT):
+            runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), ", ".join(stuck))
+        runtime.log.close()
+        await runtime.log.wait_closed(_UNWIND_TIMEOUT)
 
     def _enter_stopped(self) -> None:
         self._phase = Phase.STOPPED
