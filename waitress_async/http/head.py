@@ -223,9 +223,10 @@ class HeadReader:
             surplus = lines[-too_many]
             del lines[-too_many:]
         fields = self._fields
-        memo = self._memo.fields
+        parse = self._memo.fields.parse
+        known = self._memo.fields.recent.get  # still good to ask if a line that is new to it begins another
         for line in lines:
-            key, value = memo.recent.get(line) or memo.parse(line)
+            key, value = known(line) or parse(line)
             if key not in fields:
                 fields[key] = value
             elif key in _SINGLE:
