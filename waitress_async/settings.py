@@ -22,28 +22,9 @@ T = TypeVar("T")
 _A_YEAR = 365 * 24 * 3600  # timers overflow somewhere beyond; nobody waits so long
 
 
-def setting(
-    default: T,
-    *,
-    help: str,
-    used_by: str,
-    unit: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    keyword_only: bool = False,
-    check: Callable[[Any], object] | None = None,
-) -> T:
-    """Declare a field of `Settings`. The arguments are the attributes of `Declaration` of the same names."""
-    metadata = {
-        "help": help,
-        "used_by": used_by,
-        "unit": unit,
-        "minimum": minimum,
-        "maximum": maximum,
-        "keyword_only": keyword_only,
-        "check": check,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+def setting(default: T, **about: Any) -> T:
+    """Declare a field of `Settings`. The keywords are attributes of `Declaration`."""
+    return dataclasses.field(default=default, metadata=about)
 
 
 # Casts: what a caller may write -> the value of the field's type, or ValueError with the reason.
@@ -379,13 +360,13 @@ class Declaration:
     name: str
     type: Any  # as annotated in Settings
     default: object
-    unit: str  # of the value, or "" if it has none
     help: str  # plain text, one or more sentences
-    used_by: str  # the package that reads it
-    minimum: float | None
-    maximum: float | None
-    keyword_only: bool  # there is no way to write it as text
-    check: Callable[[Any], object] | None  # raises ValueError with the reason
+    used_by: str  # the package that acts by it
+    unit: str = ""  # of the value, if it has one
+    minimum: float | None = None
+    maximum: float | None = None
+    keyword_only: bool = False  # there is no way to write it as text
+    check: Callable[[Any], object] | None = None  # raises ValueError with the reason
 
     @property
     def flag(self) -> str | None:

@@ -45,15 +45,16 @@ def test_kept_or_closed(
                 break
 
 
+def one_two(_environ: object, start_response: Callable[..., object]) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    yield b"one "
+    yield b"two"
+
+
 def test_a_stream_of_unknown_length_is_chunked_and_the_connection_kept(
     serve_in_thread: ServeInThread, connect: Connect
 ) -> None:
-    def app(_environ: object, start_response: Callable[..., object]) -> Iterable[bytes]:
-        start_response("200 OK", [])
-        yield b"one "
-        yield b"two"
-
-    client = connect(serve_in_thread(app))
+    client = connect(serve_in_thread(one_two))
     for _ in range(2):
         response = client.get()
         assert response.headers["transfer-encoding"] == "chunked"
@@ -63,12 +64,7 @@ def test_a_stream_of_unknown_length_is_chunked_and_the_connection_kept(
 def test_a_stream_of_unknown_length_ends_a_1_0_connection(
     serve_in_thread: ServeInThread, connect: Connect
 ) -> None:
-    def app(_environ: object, start_response: Callable[..., object]) -> Iterable[bytes]:
-        start_response("200 OK", [])
-        yield b"one "
-        yield b"two"
-
-    client = connect(serve_in_thread(app))
+    client = connect(serve_in_thread(one_two))
     client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     response = client.receive()
     assert response.closes
