@@ -54,6 +54,7 @@ REQUEST_KINDS = [
     request("/") * 5,
     request("/", "Expect: 100-continue\r\n", method="POST", body=bytes(100)),
     b"nonsense\r\n\r\n",
+    request("/", "Connection: close\r\n"),
 ]
 
 
@@ -66,14 +67,14 @@ def visit(address: tuple[str, int], chance: random.Random) -> int:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with contextlib.suppress(ConnectionError):
             for _ in range(chance.randint(1, 4)):
-                wire = chance.choices(REQUEST_KINDS, [12, 2, 4, 1, 1, 2, 1, 1])[0]
+                wire = chance.choices(REQUEST_KINDS, [12, 2, 4, 1, 1, 2, 1, 1, 4])[0]
                 sent += 1
                 if chance.random() < 0.4:
                     sock.sendall(wire[: chance.randrange(len(wire))])
                     break
                 sock.sendall(wire)
                 if chance.random() < 0.3:
-                    break
+                    break  # maybe before the answer: the server then ends what is ended already
                 sock.recv(chance.choice([1, 100, 1_000_000]))
     return sent
 

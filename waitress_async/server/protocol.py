@@ -255,7 +255,11 @@ class HTTPProtocol(asyncio.Protocol):
             return
         self._linger_until = self._runtime.loop.time() + _LINGER_SECONDS
         self._linger_bytes = _LINGER_BYTES
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:  # asyncio's shuts the socket down here and now, and the client has reset it
+            transport.abort()
+            return
         if self._reading_paused:
             self._reading_paused = False
             transport.resume_reading()
