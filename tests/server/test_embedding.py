@@ -202,6 +202,11 @@ async def test_start_twice() -> None:
         await server.start()
 
 
+async def look_up_ended() -> None:
+    """A look-up runs in a thread that nothing can interrupt, and may outlive a start that is given up."""
+    await eventually_async(lambda: not server_threads(), "the look-up has ended, and nothing else runs")
+
+
 @on_each_loop
 async def test_start_twice_at_the_same_time() -> None:
     """A name takes time to look up, in which the server is neither new nor ready."""
@@ -210,7 +215,7 @@ async def test_start_twice_at_the_same_time() -> None:
         results = await asyncio.gather(server.start(), server.start(), return_exceptions=True)
         assert [type(result) for result in results if result is not None] == [ServerClosed]
         await server.stop()
-        await asyncio.get_running_loop().shutdown_default_executor()  # of the look-up
+        await look_up_ended()
 
 
 @on_each_loop
@@ -221,11 +226,7 @@ async def test_stop_while_starting() -> None:
         await asyncio.sleep(0)
         await bounded(server.stop())
         await asyncio.gather(starting, return_exceptions=True)
-        try:
-            assert server_threads() == []
-        finally:
-            await server.stop()
-        await asyncio.get_running_loop().shutdown_default_executor()
+        await look_up_ended()
 
 
 @on_each_loop
@@ -237,7 +238,7 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await server.stop()
-        await asyncio.get_running_loop().shutdown_default_executor()
+        await look_up_ended()
 
 
 @on_each_loop

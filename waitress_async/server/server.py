@@ -71,8 +71,12 @@ class Server:
     # -- life
 
     async def start(self) -> None:
-        """Listen and serve. Raises OSError, which names the address, for one that cannot be had; nothing
-        is left open then."""
+        """Listen and serve.
+
+        Raises OSError, which names the address, for one that cannot be had, and ServerClosed if the server
+        was started or stopped before; nothing is left open then. Cancelled while a host name is looked
+        up, it leaves a thread that ends when the answer comes.
+        """
         if self._phase is not Phase.NEW:
             raise ServerClosed("a server is started once")
         self._phase = Phase.STARTING
