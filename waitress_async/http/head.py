@@ -62,9 +62,7 @@ class HeadReader:
         self._longest_line = limits.target_size + _AROUND_TARGET
         self._memo = memo
         self._last_section = b""
-        self._last: Request | None = (
-            None  # what the last section came to, if it has nothing to do with a body
-        )
+        self._last: Request | None = None  # what that came to; None also if it was about a body
         self._empty_lines = 0
         self._begin()
 

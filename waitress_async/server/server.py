@@ -171,8 +171,8 @@ class Server:
     def request_stop(self, timeout: float | None = None) -> None:
         """Have `stop(timeout)` begin, and return at once. Any thread, or a signal handler.
 
-        Before the start, it makes that fail with ServerClosed; so it does during the start, where it
-        does not stop what has been started by then.
+        Before the start, it makes that fail with ServerClosed. During the start it does the same, or
+        stops the server once it has started, whichever comes first.
         """
         self._stop_requested = True
         if self._wakeup is not None:
