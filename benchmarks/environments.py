@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from measure import Server
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 
@@ -17,6 +19,11 @@ REPOSITORY = HERE.parent
 def default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "waitress_async-benchmarks"
+
+
+def python_of(server: Server, cache: Path) -> Path:
+    """An interpreter that has that server."""
+    return own_python(cache) if server.environment == "own" else peer_python(server, cache)
 
 
 def own_python(cache: Path) -> Path:
@@ -28,10 +35,11 @@ def own_python(cache: Path) -> Path:
     return _environment(cache, "own", recipe, ["--editable", str(REPOSITORY)])
 
 
-def peers_python(cache: Path) -> Path:
-    """An interpreter that has the other servers, in the versions of peers.txt."""
-    pinned = HERE / "peers.txt"
-    return _environment(cache, "peers", pinned.read_text(), ["--requirement", str(pinned)])
+def peer_python(server: Server, cache: Path) -> Path:
+    """An interpreter that has that other server, as peers.txt says, in an environment of its own."""
+    wanted = {server.distribution, *server.needs}
+    pinned = [line for line in (HERE / "peers.txt").read_text().split() if line.partition("==")[0] in wanted]
+    return _environment(cache, server.distribution, "\n".join(pinned), pinned)
 
 
 def installed_version(python: Path, distribution: str) -> str:

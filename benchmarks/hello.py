@@ -3,18 +3,16 @@
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from environments import default_cache, installed_version, own_python, peers_python
+from environments import default_cache, installed_version, python_of
+from machine import machine_facts
 from measure import BenchmarkError, Cores, Measurement, Workload, measure
 from report import Rounds, as_json, print_head, print_measurement, print_summary
 from tables import SERVERS, WORKLOADS
@@ -27,8 +25,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         cores = choose_cores(pinned=options.pinned)
-        pythons = {"own": own_python(options.cache), "peers": peers_python(options.cache)}
-        facts = machine_facts(pythons) | {
+        pythons = {server.name: python_of(server, options.cache) for server in SERVERS}
+        facts = machine_facts() | {
+            "wrk": wrk_version(),
+            "versions": {
+                server.distribution: installed_version(pythons[server.name], server.distribution)
+                for server in SERVERS
+            },
             "pinned": asdict(cores) if options.pinned else None,
             "seconds": options.seconds,
             "warm_up": options.warm_up,
@@ -83,27 +86,9 @@ def choose_cores(*, pinned: bool) -> Cores:
     return Cores(server=cores[0], client=cores[-1])  # far apart: neighbours may be two threads of one core
 
 
-def machine_facts(pythons: Mapping[str, Path]) -> dict[str, Any]:
+def wrk_version() -> str:
     wrk = subprocess.run(["wrk", "-v"], check=False, capture_output=True, text=True)  # exits with 1
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "wrk": wrk.stdout.partition(" [")[0],
-        "versions": {
-            server.distribution: installed_version(pythons[server.environment], server.distribution)
-            for server in SERVERS
-        },
-    }
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    return wrk.stdout.partition(" [")[0]
 
 
 def run_rounds(
@@ -117,7 +102,7 @@ def run_rounds(
             measured[server.name] = measure(
                 server,
                 workload,
-                pythons[server.environment],
+                pythons[server.name],
                 cores,
                 warm_up=options.warm_up,
                 seconds=options.seconds,

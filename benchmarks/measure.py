@@ -3,15 +3,19 @@
 import http.client
 import os
 import re
+import select
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
+
+from processes import cpu_seconds, tree
 
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
@@ -23,6 +27,10 @@ class BenchmarkError(Exception):
     """The run cannot go on. Its text is for the user."""
 
 
+class NotStartedError(BenchmarkError):
+    """A server was not installed, or did not start: it need not be tried again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """How a server is started; `{port}`, `{app}` and `{threads}` stand in `arguments`."""
@@ -30,7 +38,13 @@ class Server:
     name: str
     distribution: str
     environment: Literal["own", "peers"]
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # `{app}` last
+    needs: tuple[str, ...] = ()  # other distributions of peers.txt in its environment
+
+    def using(self, *settings: str, name: str = "") -> "Server":
+        """The same with more flags, before the app: some commands take none behind it."""
+        *flags, app = self.arguments
+        return replace(self, name=name or self.name, arguments=(*flags, *settings, app))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +94,48 @@ def measure(
     server: Server, workload: Workload, python: Path, cores: Cores, *, warm_up: int, seconds: int
 ) -> Measurement:
     """Starts `server`, checks its answer, warms it up, measures it, and ends it."""
-    with running(server, workload, python, cores) as (process, port):
+    with running(server, workload.app, workload.threads, python, cores.server) as (process, port):
         check_answer(workload, port)
         load(workload, port, cores, warm_up)
-        before = cpu_seconds(process.pid)
+        before = cpu_seconds([process.pid])
         summary = load(workload, port, cores, seconds)
-        return parse_summary(summary, cpu_seconds(process.pid) - before)
+        return parse_summary(summary, cpu_seconds([process.pid]) - before)
 
 
 @contextmanager
 def running(
-    server: Server, workload: Workload, python: Path, cores: Cores
+    server: Server,
+    app: str,
+    threads: int,
+    python: Path,
+    core: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    log: BinaryIO | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A server's process that accepts connections, and its port. Whatever happens, it is ended."""
+    """A server's process that accepts connections, and its port. Whatever happens, it is ended.
+
+    What it prints goes to `log`, a file to write and read, or to one that is not kept.
+    """
     port = free_port()
-    values = {"port": port, "app": workload.app, "threads": workload.threads}
+    values = {"port": port, "app": app, "threads": threads}
     arguments = [argument.format_map(values) for argument in server.arguments]
-    with tempfile.TemporaryFile() as log:
+    with nullcontext(log) if log else tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*on_core(cores.server), python, *arguments],
+            [*on_core(core), python, *arguments],
             cwd=HERE,  # where the apps are
+            env=os.environ | (environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
         try:
             if not becomes_ready(process, port):
-                raise BenchmarkError("it accepts no connections")
+                raise NotStartedError("it accepts no connections")
             yield process, port
         except BenchmarkError as error:
             log.seek(0)
             said = log.read()[-4096:].decode(errors="replace")
-            raise BenchmarkError(f"{server.name}: {error}\nThe end of its log:\n{said}") from error
+            raise type(error)(f"{server.name}: {error}\nThe end of its log:\n{said}") from error
         finally:
             end(process)
 
@@ -140,12 +164,23 @@ def becomes_ready(process: subprocess.Popen[bytes], port: int) -> bool:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
+    children = []
+    for pid in tree(process.pid)[1:]:
+        try:
+            # A descriptor: when the child has ended, its number may be another process's.
+            children.append(os.pidfd_open(pid))
+        except ProcessLookupError:
+            pass
     process.terminate()
     try:
         process.wait(STOPPED_WITHIN)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    for child in children:
+        if not select.select([child], [], [], 1)[0]:  # readable once it has ended
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+        os.close(child)
 
 
 def check_answer(workload: Workload, port: int) -> None:
@@ -197,10 +232,3 @@ def parse_summary(summary: str, used: float) -> Measurement:
         socket_errors=sum(map(int, socket_errors.groups())) if socket_errors else 0,
         bad_statuses=int(bad_statuses[1]) if bad_statuses else 0,
     )
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all threads; proc(5), fields 14 and 15 of stat."""
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    fields = stat.rpartition(")")[2].split()  # from the third field: the second, the name, may hold spaces
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -16,21 +16,71 @@ OURS = Server(
         "{app}",
     ),
 )
-SERVERS = (
-    OURS,
-    Server(
-        name="waitress",
-        distribution="waitress",
-        environment="peers",
-        arguments=("-m", "waitress", "--listen=127.0.0.1:{port}", "--threads={threads}", "{app}"),
-    ),
-    Server(
-        name="ceiling",
-        distribution="uvloop",
-        environment="own",
-        arguments=("ceiling.py", "{port}"),
+WAITRESS = Server(
+    name="waitress",
+    distribution="waitress",
+    environment="peers",
+    arguments=("-m", "waitress", "--listen=127.0.0.1:{port}", "--threads={threads}", "{app}"),
+)
+CEILING = Server(
+    name="ceiling",
+    distribution="uvloop",
+    environment="own",
+    arguments=("ceiling.py", "{port}"),
+)
+GUNICORN = Server(
+    name="gunicorn",
+    distribution="gunicorn",
+    environment="peers",
+    arguments=(
+        "-m",
+        "gunicorn",
+        "--bind=127.0.0.1:{port}",
+        "--worker-class=gthread",
+        "--workers=1",
+        "--threads={threads}",
+        "--no-control-socket",
+        "{app}",
     ),
 )
+GRANIAN = Server(
+    name="granian",
+    distribution="granian",
+    environment="peers",
+    arguments=(
+        "-m",
+        "granian",
+        "--interface=wsgi",
+        "--host=127.0.0.1",
+        "--port={port}",
+        "--workers=1",
+        "--blocking-threads={threads}",
+        "{app}",
+    ),
+)
+CHEROOT = Server(
+    name="cheroot",
+    distribution="cheroot",
+    environment="peers",
+    arguments=("-m", "cheroot", "--bind=127.0.0.1:{port}", "--threads={threads}", "{app}"),
+)
+HYPERCORN = Server(
+    name="hypercorn",
+    distribution="hypercorn",
+    environment="peers",
+    # Its threads are those of asyncio's default executor.
+    arguments=("-m", "hypercorn", "--bind=127.0.0.1:{port}", "--workers=1", "wsgi:{app}"),
+)
+UVICORN = Server(
+    name="uvicorn",
+    distribution="uvicorn",
+    environment="peers",
+    arguments=("-m", "uvicorn", "--host=127.0.0.1", "--port={port}", "--no-access-log", "asgi_{app}"),
+    needs=("a2wsgi", "httptools", "uvloop"),
+)
+
+# Those of hello.py.
+SERVERS = (OURS, WAITRESS, CEILING)
 
 # What a browser sends: ten fields with Host, which wrk adds.
 BROWSER_HEADERS = {

@@ -3,8 +3,8 @@
     python examples/reader_alone.py
 
 Part one: a fast sender and a slow reader of lines share a socket. What the reader has not got to yet is held
-by a BufferReader, a little of it in memory and the rest in a temporary file. When too much is held,
-the reader pauses the transport, so the sender has to wait as well.
+by a BufferReader, a little of it in memory and the rest in a temporary file. When too much is held, and while
+a thread writes to the file, the reader pauses the transport, so the sender has to wait as well.
 
 Part two: the same class as the server uses it. The whole stream is collected first, then handed to a thread
 as an ordinary file.
@@ -96,12 +96,15 @@ def digest(reader: BufferReader) -> str:
 
 
 async def collect_then_read_as_a_file() -> None:
-    reader = BufferReader(overflow=64 * KIB)
+    may_feed = asyncio.Event()  # not while the disk is written
+    may_feed.set()
+    reader = BufferReader(overflow=64 * KIB, pause_reading=may_feed.clear, resume_reading=may_feed.set)
     expected = hashlib.sha256()
     for number in range(LINES // 10):
         line = LINE % number
         reader.feed_data(line)
         expected.update(line)
+        await may_feed.wait()
     reader.feed_eof()
 
     size = len(reader)

@@ -31,6 +31,10 @@ SAMPLES: dict[str, tuple[str, object]] = {
     "graceful_timeout": ("0", 0.0),
     "expose_tracebacks": ("true", True),
     "loop": ("asyncio", "asyncio"),
+    "spare_threads": ("3", 3),
+    "tmp_dir": ("/var/tmp", "/var/tmp"),
+    "stream_request_body": ("true", True),
+    "stream_request_prefix": ("/up /files", ("/up", "/files")),
 } | {d.name: (f" {d.default + 1}", d.default + 1) for d in DECLARATIONS if type(d.default) is int}
 
 TEXTUAL = [d for d in DECLARATIONS if not d.keyword_only]

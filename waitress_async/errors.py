@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class WaitressAsyncError(Exception):
     """Base of everything this package raises on its own account."""
@@ -25,6 +27,18 @@ class LocalProtocolError(WaitressAsyncError, RuntimeError):
 
 class ClientDisconnected(WaitressAsyncError, OSError):
     """The client went away while the app was still reading from it or writing to it."""
+
+
+class SpoolFull(WaitressAsyncError, OSError):
+    """Temporary files have taken all that they may. `setting` names the bound, for whoever can raise it."""
+
+    def __init__(self, detail: str, *, setting: str) -> None:
+        super().__init__(errno.ENOSPC, detail)
+        self.setting = setting
+
+
+class ResponseNotStored(WaitressAsyncError, OSError):
+    """A response could not be kept for a slow client, because the disk failed. It is cut."""
 
 
 class HTTPError(WaitressAsyncError):

@@ -48,6 +48,10 @@ def _to_int(value: object) -> int:
     raise ValueError(f"{value!r} is not a whole number")
 
 
+def _to_optional_int(value: object) -> int | None:
+    return None if value is None or value == "" else _to_int(value)
+
+
 def _to_float(value: object) -> float:
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
@@ -91,6 +95,7 @@ def _to_sockets(value: object) -> tuple[socket.socket, ...]:
 _CASTS: dict[object, Callable[[object], object]] = {
     bool: _to_bool,
     int: _to_int,
+    int | None: _to_optional_int,
     float: _to_float,
     str: _to_str,
     str | None: _to_optional_str,
@@ -158,6 +163,12 @@ def _check_printable(text: str | None) -> None:
         raise ValueError(f"{text!r} is not printable Latin-1 text")
 
 
+def _check_prefixes(prefixes: tuple[str, ...]) -> None:
+    for prefix in prefixes:
+        if not prefix.startswith("/"):
+            raise ValueError(f"{prefix!r} does not begin with a slash")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of one server. An instance is always valid.
@@ -209,6 +220,13 @@ class Settings:
         help="Threads that run the app.",
         used_by="bridge",
     )
+    spare_threads: int | None = setting(
+        None,
+        unit="threads",
+        minimum=0,
+        help="Threads lent, beyond threads, while others wait for slow clients; none is 4 for each thread.",
+        used_by="bridge",
+    )
     max_queue: int = setting(
         4096,
         unit="requests",
@@ -240,12 +258,59 @@ class Settings:
         help="Request body kept in memory; a larger one goes to a temporary file.",
         used_by="buffers",
     )
+    outbuf_overflow: int = setting(
+        1_048_576,
+        unit="bytes",
+        minimum=0,
+        help="Unsent output of a response kept in memory; what is more goes to a temporary file.",
+        used_by="bridge",
+    )
     outbuf_high_watermark: int = setting(
         16_777_216,
         unit="bytes",
         minimum=1,
         help="Unsent output of a response above which the app waits for its client.",
         used_by="bridge",
+    )
+    buffer_memory: int = setting(
+        268_435_456,
+        unit="bytes",
+        minimum=1,
+        help="Bodies in memory, all requests and responses together; near it they go to disk sooner.",
+        used_by="buffers",
+    )
+    tmp_dir: str | None = setting(
+        None,
+        unit="folder",
+        help="Where temporary files are made; none is the system's place for them.",
+        used_by="buffers",
+    )
+    spool_limit: int = setting(
+        8_589_934_592,
+        unit="bytes",
+        minimum=0,
+        help="Temporary files, all together; a request that does not fit is answered 507. 0 is no limit.",
+        used_by="buffers",
+    )
+    spool_min_free: int = setting(
+        67_108_864,
+        unit="bytes",
+        minimum=0,
+        help="Space that temporary files leave free on their file system.",
+        used_by="buffers",
+    )
+    stream_request_body: bool = setting(
+        False,
+        help="Call the app at the head of a request; wsgi.input then waits for the body.",
+        used_by="server",
+    )
+    stream_request_prefix: tuple[str, ...] = setting(
+        (),
+        unit="path",
+        check=_check_prefixes,
+        help="The same for requests whose path is one of these or below it. "
+        "Several are separated by spaces, or the flag is repeated.",
+        used_by="server",
     )
     max_request_header_size: int = setting(
         262_144,
@@ -352,6 +417,13 @@ class Settings:
         entries = self.listen or (_as_listen(self.host),)
         return tuple(parse_listen(entry, self.port) for entry in entries)
 
+    def streams(self, path: str) -> bool:
+        """Whether the app is to read the body of a request for `path` while it comes."""
+        return self.stream_request_body or any(
+            path == prefix or path.startswith(prefix.rstrip("/") + "/")
+            for prefix in self.stream_request_prefix
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
@@ -386,7 +458,7 @@ class Declaration:
         """The default with its unit, for a reader."""
         if isinstance(self.default, bool):
             return "on" if self.default else "off"
-        if self.default == ():
+        if self.default == () or self.default is None:
             return "none"
         value = f"{self.default:g}" if isinstance(self.default, float) else self.default
         return f"{value} {self.unit}".rstrip()
@@ -401,6 +473,8 @@ class Declaration:
                 raise ValueError(f"{value!r} is not one of {', '.join(self.choices)}")
             return value
         converted: Any = _CASTS[self.type](value)
+        if converted is None:
+            return None
         if self.minimum is not None and converted < self.minimum:
             raise ValueError(f"{converted} is less than {self.minimum}")
         if self.maximum is not None and converted > self.maximum:

@@ -1,9 +1,18 @@
 """The three buffers over one file each."""
 
+# ruff: noqa: SIM115 - the buffers close the files
+
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import os
+import tempfile
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -343,3 +352,124 @@ def test_closing_a_wrapper_closes_the_file_if_it_can() -> None:
         with pytest.raises(ValueError, match="the buffer is closed"):
             buffer.prepare()
     assert file.closed
+
+
+# The descriptor behind it
+
+
+def make_file(path: Path) -> Path:
+    path.write_bytes(b"0123456789")
+    return path
+
+
+WITH_A_DESCRIPTOR: dict[str, Callable[[Path], Any]] = {
+    "buffered": lambda path: open(path, "rb"),
+    "unbuffered": lambda path: open(path, "rb", buffering=0),
+    "for update": lambda path: open(path, "r+b"),
+    "FileIO": io.FileIO,
+    "by descriptor": lambda path: os.fdopen(os.open(path, os.O_RDONLY), "rb"),
+    "named temporary": lambda _path: tempfile.NamedTemporaryFile(),
+    "temporary": lambda _path: tempfile.TemporaryFile(),
+}
+
+
+@pytest.mark.parametrize("opener", WITH_A_DESCRIPTOR.values(), ids=WITH_A_DESCRIPTOR)
+def test_a_file_on_disk_has_a_descriptor(opener: Callable[[Path], Any], tmp_path: Path) -> None:
+    file = opener(make_file(tmp_path / "file"))
+    if file.writable():
+        file.write(b"0123456789")
+        file.seek(0)
+    assert file.read(3) == b"012"
+    with closing(ReadOnlyFileBasedBuffer(file)) as buffer:
+        assert buffer.prepare() == 7
+        descriptor = buffer.descriptor()
+        assert descriptor is not None
+        assert descriptor == file.fileno()
+        assert os.pread(descriptor, 100, buffer.tell()) == buffer.get() == b"3456789"
+
+
+def test_the_descriptor_shows_what_the_app_has_written(tmp_path: Path) -> None:
+    """Also what is still in the file object's own buffer before `prepare`."""
+    file = open(make_file(tmp_path / "file"), "r+b")
+    file.read(2)
+    file.write(b"XX")
+    file.seek(0)
+    with closing(ReadOnlyFileBasedBuffer(file)) as buffer:
+        buffer.prepare()
+        descriptor = buffer.descriptor()
+        assert descriptor is not None
+        assert os.pread(descriptor, 100, 0) == buffer.get() == b"01XX456789"
+
+
+class Upper(io.BufferedReader):
+    """Whoever makes a subclass has something in mind."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size).upper()
+
+
+class UpperRaw(io.FileIO):
+    def readinto(self, buffer: Any, /) -> int | None:
+        raise NotImplementedError
+
+
+class ShowsADescriptor:
+    """As many wrappers do."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb")
+        self.fileno = self._file.fileno
+        self.close = self._file.close
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)[::-1]
+
+
+def pipe(_path: Path) -> Any:
+    read, write = os.pipe()
+    os.close(write)
+    return os.fdopen(read, "rb")
+
+
+def spooled(_path: Path) -> Any:
+    return tempfile.SpooledTemporaryFile()
+
+
+def rolled_over(_path: Path) -> Any:
+    file = tempfile.SpooledTemporaryFile()
+    file.write(b"data")
+    file.rollover()
+    return file
+
+
+WITHOUT: dict[str, Callable[[Path], Any]] = {
+    "BytesIO": lambda _path: io.BytesIO(b"data"),
+    "buffered BytesIO": lambda _path: io.BufferedReader(cast(io.RawIOBase, io.BytesIO(b"data"))),
+    "GzipFile": lambda path: gzip.open(path, "rb"),
+    "buffered GzipFile": lambda path: io.BufferedReader(cast(io.RawIOBase, gzip.open(path, "rb"))),
+    "BZ2File": lambda path: bz2.open(path, "rb"),
+    "subclass": lambda path: Upper(io.FileIO(path)),
+    "raw subclass": UpperRaw,
+    "buffered raw subclass": lambda path: io.BufferedReader(UpperRaw(path)),
+    "text": open,
+    "temporary text": lambda _path: tempfile.NamedTemporaryFile("w+"),
+    "spooled": spooled,
+    "rolled over": rolled_over,
+    "with a fileno": ShowsADescriptor,
+    "pipe": pipe,
+    "device": lambda _path: open("/dev/null", "rb"),
+    "only read": lambda _path: OnlyRead(b"data"),
+}
+
+
+@pytest.mark.parametrize("opener", WITHOUT.values(), ids=WITHOUT)
+def test_anything_else_has_none(opener: Callable[[Path], Any], tmp_path: Path) -> None:
+    with closing(ReadOnlyFileBasedBuffer(opener(make_file(tmp_path / "file")))) as buffer:
+        assert buffer.descriptor() is None
+
+
+def test_a_closed_buffer_has_no_descriptor(tmp_path: Path) -> None:
+    buffer = ReadOnlyFileBasedBuffer(open(make_file(tmp_path / "file"), "rb"))
+    buffer.close()
+    with pytest.raises(ValueError, match="the buffer is closed"):
+        buffer.descriptor()

@@ -1,66 +1,22 @@
-"""The awaitable reader, one promise at a time. `test_reader_properties.py` mixes them."""
+"""The awaitable reader, one promise at a time.
+
+What a slow, full or broken disk does to it is in `test_reader_disk.py`. `test_reader_properties.py` mixes
+all of that.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import threading
 import tracemalloc
 from asyncio import IncompleteReadError, LimitOverrunError
 from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 import pytest
 
-from waitress_async.buffers import COPY_BYTES, BufferReader, files
-
-T = TypeVar("T")
-
-
-def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that has nothing to wait for. There is no loop, so it can make no future."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    raise AssertionError("the coroutine waits")
-
-
-async def turn() -> None:
-    """Let everything run that is ready."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-    loop.call_soon(done.set_result, None)
-    await done
-
-
-async def start(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Return a task that has run up to where it waits."""
-    task = asyncio.create_task(coroutine)
-    await turn()
-    return task
-
-
-async def cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-def fed(*pieces: bytes, **options: Any) -> BufferReader:
-    reader = BufferReader(**options)
-    for piece in pieces:
-        reader.feed_data(piece)
-    return reader
-
-
-def ended(*pieces: bytes, **options: Any) -> BufferReader:
-    reader = fed(*pieces, **options)
-    reader.feed_eof()
-    return reader
-
+from tests.buffers.support import PATTERN, Source, at_once, cancel, ended, fed, start, turn, until
+from waitress_async.buffers import COPY_BYTES, BufferMemory, BufferReader, Spool, SpoolFile
 
 READS: list[Callable[[BufferReader], Coroutine[Any, Any, bytes]]] = [
     lambda reader: reader.read(),
@@ -306,34 +262,6 @@ def test_feeding_stops_at_the_end_and_at_close() -> None:
 # Back-pressure
 
 
-class Source:
-    """A transport that counts, and objects to a pause too many."""
-
-    def __init__(self) -> None:
-        self.pauses = 0
-        self.resumes = 0
-
-    def paused(self) -> bool:
-        return self.pauses > self.resumes
-
-    def pause(self) -> None:
-        assert not self.paused()
-        self.pauses += 1
-
-    def resume(self) -> None:
-        assert self.paused()
-        self.resumes += 1
-
-    def reader(self, high_water: int, low_water: int | None = None, **options: Any) -> BufferReader:
-        return BufferReader(
-            high_water=high_water,
-            low_water=low_water,
-            pause_reading=self.pause,
-            resume_reading=self.resume,
-            **options,
-        )
-
-
 def test_the_marks() -> None:
     source = Source()
     reader = source.reader(high_water=10, low_water=4)
@@ -473,86 +401,125 @@ def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
 # Memory and disk
 
 
-class TemporaryFiles:
-    """Real temporary files that remember themselves and count their writes."""
+class Files:
+    """Remembers the temporary files of a spool, and what was written to them at a time."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.opened: list[BinaryIO] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: list[SpoolFile] = []
         self.writes: list[int] = []
+        opener, writer = Spool.open, SpoolFile.write
 
-    def __call__(self, mode: str) -> BinaryIO:
-        writes = self.writes
+        def open_file(spool: Spool, expected: int = 0) -> SpoolFile:
+            file = opener(spool, expected)
+            self.opened.append(file)
+            return file
 
-        class Raw(io.FileIO):
-            def write(self, data: Any) -> int:
-                writes.append(memoryview(data).nbytes)
-                return super().write(data)
+        def write(file: SpoolFile, data: bytes, offset: int) -> None:
+            self.writes.append(len(data))
+            writer(file, data, offset)
 
-        path = self._directory / str(len(self.opened))
-        file = io.BufferedRandom(Raw(path, mode))
-        path.unlink()
-        self.opened.append(file)
-        return file
+        monkeypatch.setattr(Spool, "open", open_file)
+        monkeypatch.setattr(SpoolFile, "write", write)
 
 
 @pytest.fixture
-def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryFiles:
-    made = TemporaryFiles(tmp_path)
-    monkeypatch.setattr(files, "TemporaryFile", made)
-    return made
+def files(monkeypatch: pytest.MonkeyPatch) -> Files:
+    return Files(monkeypatch)
 
 
-PATTERN = bytes(range(256)) * 4096  # 1 MiB
-
-
-def test_small_pieces_are_written_in_batches(temporary_files: TemporaryFiles) -> None:
-    reader = BufferReader(overflow=1000)
-    for start_of_piece in range(0, len(PATTERN), 7):
-        reader.feed_data(PATTERN[start_of_piece : start_of_piece + 7])
-    reader.feed_eof()
+async def test_small_pieces_are_written_in_batches(source: Source, spool: Spool, files: Files) -> None:
+    pieces = [PATTERN[begin : begin + 7] for begin in range(0, len(PATTERN), 7)]
+    reader = await source.ended(*pieces, overflow=1000, spool=spool)
     file = reader.getfile()
-    assert len(temporary_files.opened) == 1
-    assert len(temporary_files.writes) <= len(PATTERN) // COPY_BYTES + 1
+    assert len(files.opened) == 1
+    assert len(files.writes) <= len(PATTERN) // COPY_BYTES + 1
     assert file.read() == PATTERN
     reader.close()
 
 
+@pytest.mark.parametrize("overflow", [0, 1000, COPY_BYTES, COPY_BYTES + 1, 600_000])
+async def test_what_is_a_batch(overflow: int, source: Source, spool: Spool, files: Files) -> None:
+    """The first is as large as `overflow` allows, and none is small."""
+    reader = source.reader(overflow=overflow, spool=spool)
+    for batch in (max(overflow, COPY_BYTES), COPY_BYTES, COPY_BYTES):
+        written = len(files.writes)
+        reader.feed_data(bytes(batch - 1))
+        await turn()
+        assert not source.paused()
+        assert len(files.writes) == written
+        reader.feed_data(b"!")
+        assert source.paused()
+        await source.resumed()
+        assert files.writes[written:] == [batch]
+    assert len(files.opened) == 1
+    reader.close()
+
+
 @pytest.mark.parametrize("overflow", [0, 1000, 300_000])
-def test_reads_from_the_disk(overflow: int, temporary_files: TemporaryFiles) -> None:
-    reader = BufferReader(overflow=overflow)
+async def test_reads_from_the_disk(overflow: int, spool: Spool, files: Files) -> None:
+    reader = BufferReader(overflow=overflow, spool=spool)
     reader.feed_data(PATTERN)
     reader.feed_data(b"line\n" + PATTERN)
-    assert temporary_files.writes
-    assert at_once(reader.read(100)) == PATTERN[:100]
-    assert at_once(reader.readexactly(len(PATTERN) - 100)) == PATTERN[100:]
-    assert at_once(reader.readline()) == b"line\n"
-    assert at_once(reader.readuntil(b"\xff")) == PATTERN[:256]
+    assert await reader.read(100) == PATTERN[:100]
+    assert files.writes
+    assert await reader.readexactly(len(PATTERN) - 100) == PATTERN[100:]
+    assert await reader.readline() == b"line\n"
+    assert await reader.readuntil(b"\xff") == PATTERN[:256]
     reader.feed_data(b"after")
     reader.feed_eof()
-    assert at_once(reader.read()) == PATTERN[256:] + b"after"
+    assert await reader.read() == PATTERN[256:] + b"after"
+    await until(lambda: all(file.closed for file in files.opened))
     reader.close()
-    assert all(file.closed for file in temporary_files.opened)
 
 
-def test_a_file_is_let_go_when_it_was_read_and_not_copied_before(temporary_files: TemporaryFiles) -> None:
-    reader = fed(PATTERN, overflow=1000)
-    (file,) = temporary_files.opened
+async def test_a_read_waits_for_what_is_on_its_way_to_the_disk(spool: Spool) -> None:
+    reader = fed(PATTERN, spool=spool)
+    task = await start(reader.readexactly(len(PATTERN) + 3))
+    reader.feed_data(b"abcd")
+    assert await task == PATTERN + b"abc"
+    assert await reader.read(9) == b"d"
+    reader.close()
+
+
+async def test_a_line_from_the_disk_is_refused_and_stays(spool: Spool) -> None:
+    reader = fed(b"x" * COPY_BYTES + b"\n", overflow=1000, limit=5, spool=spool)
+    with pytest.raises(ValueError, match="5 bytes"):
+        await reader.readline()
+    assert await reader.readexactly(COPY_BYTES + 1) == b"x" * COPY_BYTES + b"\n"
+    reader.close()
+
+
+async def test_a_line_of_two_places(spool: Spool) -> None:
+    """From the disk, from memory, and from who feeds after that."""
+    reader = fed(b"x" * (COPY_BYTES - 2), b"\nab", b"cd", overflow=1000, limit=COPY_BYTES, spool=spool)
+    assert await reader.readline() == b"x" * (COPY_BYTES - 2) + b"\n"
+    task = await start(reader.readline())
+    reader.feed_data(b"ef\ng")
+    assert await task == b"abcdef\n"
+    assert len(reader) == 1
+    reader.close()
+
+
+async def test_a_file_is_let_go_when_it_was_read_and_not_copied_before(spool: Spool, files: Files) -> None:
+    reader = fed(PATTERN, overflow=1000, spool=spool)
     for _ in range(4):
-        assert not file.closed
-        assert at_once(reader.read(COPY_BYTES)) == PATTERN[:COPY_BYTES]
-    assert file.closed
-    assert temporary_files.opened == [file]
+        assert not any(file.closed for file in files.opened)
+        assert await reader.read(COPY_BYTES) == PATTERN[:COPY_BYTES]
+    (file,) = files.opened
+    await until(lambda: file.closed)
+    assert reader.file is None
+    reader.feed_data(PATTERN)
+    assert await reader.readexactly(len(PATTERN)) == PATTERN
+    assert len(files.opened) == 2
     reader.close()
 
 
-def test_memory_stays_bounded_when_the_body_goes_to_disk() -> None:
+async def test_memory_stays_bounded_when_the_body_goes_to_disk(source: Source, spool: Spool) -> None:
     overflow, piece = 100_000, b"x" * 1_000
     tracemalloc.start()
     try:
-        reader = BufferReader(overflow=overflow)
-        for _ in range(3_000):
-            reader.feed_data(piece)
+        reader = source.reader(overflow=overflow, spool=spool)
+        await source.feed(reader, *[piece] * 3_000)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -576,34 +543,50 @@ def test_memory_stays_bounded_when_the_reader_is_always_a_little_behind() -> Non
     reader.close()
 
 
-def test_a_disk_error_reaches_whoever_feeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(mode: str) -> BinaryIO:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(files, "TemporaryFile", full)
-    reader = fed(b"x" * 1000, overflow=5)
-    with pytest.raises(OSError, match="no space left"):
-        reader.feed_data(b"x" * COPY_BYTES)
+async def test_closing_tells_a_read_that_waits_for_the_disk(spool: Spool) -> None:
+    reader = fed(PATTERN, spool=spool)
+    task = await start(reader.read(5))
     reader.close()
+    with pytest.raises(ValueError, match="closed"):
+        await task
+
+
+async def test_a_reader_without_a_spool_makes_its_own() -> None:
+    reader = fed(PATTERN)
+    assert await reader.readexactly(5) == PATTERN[:5]
+    file = reader.file
+    assert file is not None
+    reader.close()
+    await until(lambda: file.closed)
 
 
 # The whole stream as a file
 
 
-@pytest.mark.parametrize("size", [0, 1, 300, 9_000, COPY_BYTES, 600_000])
-def test_getfile_holds_everything_at_position_0(size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 300, 9_000, 99_999, 100_000, COPY_BYTES, 600_000])
+async def test_getfile_holds_everything_at_position_0(size: int, source: Source, spool: Spool) -> None:
     overflow = 100_000
     data = PATTERN[:size]
-    reader = ended(data[: size // 2], data[size // 2 :], overflow=overflow)
+    reader = await source.ended(data[: size // 2], data[size // 2 :], overflow=overflow, spool=spool)
     file = reader.getfile()
-    assert isinstance(file, io.BytesIO) is (size < overflow)
+    assert isinstance(file, io.BytesIO) is (size < overflow) is (reader.file is None)
     assert file.tell() == 0
     assert file.read() == data
     assert len(reader) == size
     assert reader.getfile() is file
     assert file.tell() == 0
     reader.close()
-    assert file.closed
+    await until(lambda: file.closed)
+
+
+async def test_what_memory_was_too_short_for_is_on_disk_with_the_rest(source: Source, spool: Spool) -> None:
+    memory = BufferMemory(COPY_BYTES)
+    memory.add(COPY_BYTES)
+    reader = await source.ended(PATTERN[:5_000], PATTERN[5_000:6_000], spool=spool, memory=memory)
+    assert reader.getfile().read() == PATTERN[:6_000]
+    assert reader.file is not None
+    assert memory.used == COPY_BYTES
+    reader.close()
 
 
 def test_getfile_is_for_a_stream_that_is_whole() -> None:
@@ -615,6 +598,22 @@ def test_getfile_is_for_a_stream_that_is_whole() -> None:
     with pytest.raises(RuntimeError, match="bytes were read"):
         reader.getfile()
     assert at_once(reader.read()) == b"bc"
+
+
+async def test_getfile_is_for_a_stream_that_is_not_on_its_way_to_the_disk(spool: Spool) -> None:
+    reader = ended(PATTERN, spool=spool)
+    with pytest.raises(RuntimeError):
+        reader.getfile()
+    assert await reader.read() == PATTERN
+    reader.close()
+
+
+async def test_a_read_from_the_disk_is_a_read_as_well(spool: Spool) -> None:
+    reader = ended(PATTERN, spool=spool)
+    await reader.read(1)
+    with pytest.raises(RuntimeError, match="bytes were read"):
+        reader.getfile()
+    reader.close()
 
 
 def test_looking_into_an_empty_stream_is_not_reading() -> None:
@@ -653,13 +652,16 @@ def test_getfile_raises_the_exception() -> None:
         reader.getfile()
 
 
-async def test_another_thread_may_take_the_file_and_close_the_reader() -> None:
-    reader = ended(PATTERN, PATTERN, overflow=1000)
+async def test_another_thread_may_take_the_file_and_close_the_reader(source: Source, spool: Spool) -> None:
+    reader = await source.ended(PATTERN, PATTERN, overflow=1000, spool=spool)
     found = []
 
     def app() -> None:
-        found.append(reader.getfile().read())
+        file = reader.getfile()
+        found.append(file.read())
         reader.close()
+        assert file.closed
+        assert spool.files == 0
 
     thread = threading.Thread(target=app)
     thread.start()

@@ -29,6 +29,9 @@ SECOND = b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n"
 LENGTH = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 EXPECT = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+LENGTH_65536 = LENGTH.replace(b"5", b"65536")
+# More than is worth waiting for once it is answered.
+MUCH = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65541\r\n\r\n"
 
 
 def connect(data: bytes = b"") -> Connection:
@@ -336,8 +339,8 @@ class TestClose:
     @pytest.mark.parametrize(
         "stream",
         [
-            LENGTH,
-            LENGTH + b"hell",
+            MUCH,
+            MUCH + b"hell",
             CHUNKED,
             CHUNKED + b"5\r\nhello\r\n",
             EXPECT,
@@ -352,10 +355,10 @@ class TestClose:
 
     def test_the_body_may_come_during_the_answer(self) -> None:
         """What was said is not taken back when the body turns out to come whole."""
-        connection = connect(LENGTH)
+        connection = connect(CHUNKED)
         request(connection)
         assert b"\r\nConnection: close\r\n" in connection.send_response(OK, b"", 0)
-        connection.receive_data(b"hello" + SECOND)
+        connection.receive_data(b"5\r\nhello\r\n0\r\n\r\n" + SECOND)
         assert events(connection) == [Data(b"hello"), END_OF_MESSAGE, PAUSED]
         connection.end_response()
         assert_ended(connection)
@@ -393,6 +396,200 @@ class TestClose:
                 b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
             )
             assert_ended(connection)
+
+
+class TestDiscard:
+    """A request that was answered early, of which little is missing: the rest is dropped, and the
+    connection kept."""
+
+    @pytest.mark.parametrize(
+        ("stream", "rest"),
+        [
+            (LENGTH, b"hello"),
+            (LENGTH + b"hell", b"o"),
+            (LENGTH_65536, bytes(65_536)),
+            (MUCH + b"hello", bytes(65_536)),
+            (EXPECT.replace(b"Expect", b"X-Expect"), b"hello"),
+        ],
+    )
+    @pytest.mark.parametrize("cut", [1, 3, 4_096, 100_000])
+    def test_the_connection_goes_on(self, stream: bytes, rest: bytes, cut: int) -> None:
+        connection = connect(stream)
+        assert events(connection)[-1] is NEED_DATA
+        assert respond(connection) == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        stream = rest + SECOND
+        found: list[Event] = []
+        for position in range(0, len(stream), cut):
+            connection.receive_data(stream[position : position + cut])
+            found += [event for event in events(connection) if event is not NEED_DATA]
+        assert [type(event) for event in found[:1]] == [Request]
+        assert found[1:] == [PAUSED]
+        assert connection.unread == 0
+        assert b"Connection" not in respond(connection)
+        assert events(connection) == [NEED_DATA]
+
+    def test_nothing_of_it_stays_in_the_buffer(self) -> None:
+        connection = connect(LENGTH_65536)
+        request(connection)
+        respond(connection)
+        connection.receive_data(bytes(65_000))
+        assert events(connection) == [NEED_DATA]
+        assert connection.unread == 0
+
+    @pytest.mark.parametrize("during", [b"", b"he", b"hello", b"hello" + SECOND])
+    def test_what_comes_during_the_answer_is_the_apps(self, during: bytes) -> None:
+        """It may go on reading while it answers; only what is missing at the end is dropped."""
+        connection = connect(LENGTH)
+        request(connection)
+        assert b"Connection" not in connection.send_response(OK, b"", 3)
+        connection.receive_data(during)
+        given = b"".join(event.data for event in events(connection) if isinstance(event, Data))
+        assert given == during[:5]
+        assert connection.send_data(b"why") + connection.end_response() == b"why"
+        connection.receive_data((b"hello" + SECOND)[len(during) :])
+        assert request(connection).target == "/second"
+
+    def test_to_a_client_that_was_told_to_continue(self) -> None:
+        connection = connect(EXPECT)
+        request(connection)
+        assert connection.send_continue() == CONTINUE
+        assert b"Connection" not in respond(connection)
+        connection.receive_data(b"hello" + SECOND)
+        assert request(connection).target == "/second"
+
+    def test_to_a_1_0_client(self) -> None:
+        connection = connect(b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\n")
+        request(connection)
+        assert b"Connection: keep-alive\r\n" in respond(connection)
+        connection.receive_data(b"hello" + SECOND)
+        assert request(connection).target == "/second"
+
+    @pytest.mark.parametrize(
+        "stream",
+        [
+            MUCH,
+            CHUNKED + b"0\r\n",
+            EXPECT,
+            LENGTH.replace(b"Host", b"Connection: close\r\nHost"),
+            b"POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\n",
+        ],
+    )
+    def test_not_worth_it_or_not_wanted(self, stream: bytes) -> None:
+        connection = connect(stream)
+        request(connection)
+        assert b"\r\nConnection: close\r\n" in respond(connection)
+        assert_ended(connection)
+
+    def test_not_when_the_rest_will_not_come(self) -> None:
+        connection = connect(LENGTH)
+        request(connection)
+        connection.receive_eof()
+        assert b"\r\nConnection: close\r\n" in respond(connection)
+        assert_ended(connection)
+
+    def test_not_when_the_answer_has_no_other_end(self) -> None:
+        connection = connect(b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\n")
+        request(connection)
+        assert b"\r\nConnection: close\r\n" in connection.send_response(OK, b"")
+        connection.end_response()
+        assert_ended(connection)
+
+    def test_close_after_response(self) -> None:
+        connection = connect(LENGTH)
+        request(connection)
+        connection.close_after_response()
+        assert b"\r\nConnection: close\r\n" in respond(connection)
+        assert_ended(connection)
+
+    @pytest.mark.parametrize("rest", [b"", b"hell"])
+    def test_the_end_instead_of_the_rest(self, rest: bytes) -> None:
+        """The request has had its answer, so there is nobody to blame for its end."""
+        connection = connect(LENGTH)
+        request(connection)
+        respond(connection)
+        connection.receive_data(rest)
+        connection.receive_eof()
+        assert events(connection) == [CLOSED]
+        assert connection.receiving is Receiving.CLOSED
+
+    def test_the_end_behind_the_rest(self) -> None:
+        connection = connect(LENGTH)
+        request(connection)
+        respond(connection)
+        connection.receive_data(b"hello")
+        connection.receive_eof()
+        assert events(connection) == [CLOSED]
+
+    def test_a_refusal_behind_the_rest(self) -> None:
+        connection = connect(LENGTH)
+        request(connection)
+        respond(connection)
+        connection.receive_data(b"hello\0")
+        with pytest.raises(BadRequest):
+            connection.next_event()
+        assert b"\r\nConnection: close\r\n" in respond(connection)
+        assert_ended(connection)
+
+    def test_answered_while_the_rest_is_awaited(self) -> None:
+        """A server that has waited too long for it says so and ends; nothing of the rest is a request."""
+        connection = connect(LENGTH)
+        request(connection)
+        respond(connection)
+        assert respond(connection) == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        assert_ended(connection)
+
+    def test_one_after_the_other(self) -> None:
+        connection = connect()
+        for _ in range(5):
+            connection.receive_data(LENGTH)
+            request(connection)
+            respond(connection)
+            connection.receive_data(b"hello")
+            assert events(connection) == [NEED_DATA]
+        connection.receive_data(LENGTH + b"hello")
+        assert [type(event) for event in events(connection)] == [Request, Data, type(PAUSED), type(PAUSED)]
+
+    def test_many_that_are_in_the_buffer_already(self) -> None:
+        """However many: one event each, and no stack that grows with them."""
+        connection = connect((LENGTH + b"hello") * 3_000)
+        for _ in range(3_000):
+            request(connection)
+            respond(connection)
+        assert events(connection) == [NEED_DATA]
+
+
+class TestFrames:
+    """The framing of a response's body."""
+
+    @staticmethod
+    def responding(stream: bytes, length: int | None) -> Connection:
+        connection = connect(stream)
+        request(connection)
+        connection.send_response(OK, b"", length)
+        return connection
+
+    def test_sized(self) -> None:
+        connection = self.responding(GET, 5)
+        assert (connection.frame_data(5), connection.frame_data(0)) == ((b"", b""), (b"", b""))
+
+    def test_until_close(self) -> None:
+        connection = self.responding(b"GET / HTTP/1.0\r\n\r\n", None)
+        assert (connection.frame_data(5), connection.frame_data(0)) == ((b"", b""), (b"", b""))
+
+    def test_chunked(self) -> None:
+        """An empty chunk would be the last one (RFC 9112 section 7.1)."""
+        connection = self.responding(GET, None)
+        assert connection.frame_data(0x1F) == (b"1f\r\n", b"\r\n")
+        assert connection.frame_data(0) is None
+        assert (connection.send_data(b"hello"), connection.send_data(b"")) == (b"5\r\nhello\r\n", b"")
+
+    def test_bodiless(self) -> None:
+        connection = self.responding(GET.replace(b"GET", b"HEAD"), 5)
+        assert (connection.frame_data(5), connection.send_data(b"hello")) == (None, b"")
+
+    def test_what_needs_no_frame_is_not_copied(self) -> None:
+        data = bytes(1_000)
+        assert self.responding(GET, 1_000).send_data(data) is data
 
 
 def assert_ended(connection: Connection) -> None:
@@ -482,6 +679,13 @@ class TestMisuse:
         return connection
 
     @staticmethod
+    def discarding() -> Connection:
+        connection = connect(LENGTH)
+        request(connection)
+        respond(connection)
+        return connection
+
+    @staticmethod
     def refused() -> Connection:
         connection = connect(b"\0")
         with pytest.raises(BadRequest):
@@ -489,7 +693,17 @@ class TestMisuse:
         return connection
 
     @pytest.mark.parametrize(
-        "state", ["fresh", "requested", "responding", "responding_early", "responded", "ended", "refused"]
+        "state",
+        [
+            "fresh",
+            "requested",
+            "responding",
+            "responding_early",
+            "responded",
+            "discarding",
+            "ended",
+            "refused",
+        ],
     )
     def test_continue(self, state: str) -> None:
         """100 (Continue) is for a body that is awaited, before the final response."""
@@ -502,13 +716,22 @@ class TestMisuse:
         with pytest.raises(LocalProtocolError):
             getattr(self, state)().send_response(OK, b"", 0)
 
-    @pytest.mark.parametrize("state", ["fresh", "requested", "body_awaited", "responded", "ended", "refused"])
+    @pytest.mark.parametrize(
+        "state", ["fresh", "requested", "body_awaited", "responded", "discarding", "ended", "refused"]
+    )
     def test_data(self, state: str) -> None:
         """No body without a head."""
         with pytest.raises(LocalProtocolError):
             getattr(self, state)().send_data(b"hello")
 
-    @pytest.mark.parametrize("state", ["fresh", "requested", "body_awaited", "responded", "ended", "refused"])
+    @pytest.mark.parametrize("state", ["fresh", "discarding", "ended"])
+    def test_frame(self, state: str) -> None:
+        with pytest.raises(LocalProtocolError):
+            getattr(self, state)().frame_data(5)
+
+    @pytest.mark.parametrize(
+        "state", ["fresh", "requested", "body_awaited", "responded", "discarding", "ended", "refused"]
+    )
     def test_end(self, state: str) -> None:
         """No end without a beginning."""
         with pytest.raises(LocalProtocolError):

@@ -13,8 +13,8 @@ from urllib.parse import quote_from_bytes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.http.driver import LIMITS, Message, Outcome, by_byte, by_line, drive
-from waitress_async.http import HeadMemo, Limits, Request
+from tests.http.driver import ANSWER, LIMITS, Message, Outcome, by_byte, by_line, drive
+from waitress_async.http import CLOSED, NEED_DATA, PAUSED, Connection, HeadMemo, Limits, Request
 
 WIRE = Path(__file__).parent / "wire"
 CORPUS = [path.read_bytes() for path in sorted(WIRE.glob("*/*.request"))]
@@ -285,3 +285,41 @@ def is_beginning(outcome: Outcome, expected: Outcome) -> bool:
 def test_line_noise(stream: bytes, sizes: list[int]) -> None:
     """Bytes that never were a request: refused, unfinished, or ended, and the same for every cut."""
     assert drive(cut(stream, sizes), eof=True) == drive([stream], eof=True)
+
+
+# -- requests that are answered before they are complete
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    early=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 4)), min_size=1, max_size=6),
+    seed=st.integers(0, 2**32),
+)
+def test_an_early_answer_leaves_the_next_request_alone(early: list[tuple[int, int]], seed: int) -> None:
+    """Each request, with a body of some size, is answered some events after its head, or when complete."""
+    chance = random.Random(seed)
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+    stream = b"".join(
+        b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
+        % (number, size, (smuggled * 10)[:size])
+        for number, (size, _) in enumerate(early)
+    )
+    connection = Connection(LIMITS, HeadMemo())
+    seen: list[str] = []
+    wait = -1  # events until the answer
+    while stream:
+        size = chance.choice([1, 7, 50, 1_000])
+        connection.receive_data(stream[:size])
+        stream = stream[size:]
+        while (event := connection.next_event()) is not NEED_DATA:
+            if isinstance(event, Request):
+                seen.append(event.path)
+                wait = early[len(seen) - 1][1]
+            if wait == 0 or event is PAUSED:
+                assert b"Connection" not in connection.send_response(ANSWER, b"", 0)
+                connection.end_response()
+            wait -= 1
+    assert seen == [f"/{number}" for number in range(len(early))]
+    assert connection.unread == 0
+    connection.receive_eof()
+    assert connection.next_event() is CLOSED

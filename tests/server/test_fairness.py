@@ -6,10 +6,13 @@ import asyncio
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from tests.conftest import ServeInThread
 from tests.server.support import Client, echo, request
+from waitress_async.bridge import LogThread, OutputStore, Piece, Wakeup
+from waitress_async.buffers import BufferMemory, FileRegion, Spool
 from waitress_async.http import Connection, DefaultFields, HeadEncoder, HeadMemo, Limits, ResponseHead
 from waitress_async.server.sender import Sender
 
@@ -58,9 +61,12 @@ class Endless:
         self.aborted = False
         self.asked = 0
 
-    def take(self, limit: int) -> tuple[list[bytes], bool]:
+    def take(self, limit: int) -> tuple[list[Piece], bool]:
         self.asked += 1
         return [bytes(1_000)], False
+
+    def sent(self, region: FileRegion) -> None:
+        pass
 
     def close(self) -> None:
         self.closed = True
@@ -77,7 +83,10 @@ async def test_an_app_that_is_never_behind_does_not_hold_the_loop() -> None:
     connection = Connection(Limits(), HeadMemo())
     connection.receive_data(request())
     connection.next_event()
-    sender = Sender(Greedy(), connection, DefaultFields(None), lambda _whole: None)
+    wakeup = Wakeup(asyncio.get_running_loop())
+    log = LogThread(wakeup)
+    store = OutputStore(1, 1, BufferMemory(1_000_000), Spool(), nullcontext, lambda task: task)
+    sender = Sender(Greedy(), connection, DefaultFields(None), store, log, lambda _whole: None)
     source = Endless()
     sender.expect(source)
     sender.pump()
@@ -88,6 +97,8 @@ async def test_an_app_that_is_never_behind_does_not_hold_the_loop() -> None:
     sender.close()
     await asyncio.sleep(0)
     assert source.asked <= 2 * once
+    log.close()
+    await log.wait_closed(10)
 
 
 def answer_with(body: bytes) -> WSGIApplication:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -19,7 +18,7 @@ from tests.server.support import (
     server_has_read,
     small_listener,
 )
-from waitress_async.buffers import files
+from waitress_async.buffers import spool
 
 Connect = Callable[[RunningServer], Client]
 
@@ -211,13 +210,13 @@ def test_a_client_that_does_not_read_its_503s_is_not_read_from(
 def test_a_full_disk_is_an_answer_and_no_error_of_the_loop(
     serve_in_thread: ServeInThread, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_args: object, **_options: object) -> io.BytesIO:
+    def full(_directory: str) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "TemporaryFile", full)
+    monkeypatch.setattr(spool, "_open_unnamed", full)
     client = connect(serve_in_thread(echo, inbuf_overflow=1_000))
     client.send(request("/", method="POST", body=bytes(1_000_000)))
-    assert client.receive().status >= 500
+    assert client.receive().status == 507
 
 
 @pytest.mark.parametrize("chunked", [False, True])

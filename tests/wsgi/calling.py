@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
+from waitress_async.buffers import SpooledBody
 from waitress_async.errors import ClientDisconnected
 from waitress_async.http import HeadEncoder, Request, ResponseHead
-from waitress_async.wsgi import Environ, base_environ, request_environ, run_application
+from waitress_async.wsgi import Environ, add_complete_body, base_environ, request_environ, run_application
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
 
 TEXT = [("Content-Type", "text/plain")]
+
+
+@dataclass
+class HandedOver:
+    """What `finish_file` was given."""
+
+    descriptor: int
+    offset: int
+    count: int
+    close: Callable[[], object]
+
+    def read(self) -> bytes:
+        """The bytes, as a server reads them: by position."""
+        content = b""
+        while data := os.pread(self.descriptor, self.count - len(content), self.offset + len(content)):
+            content += data
+        return content
 
 
 @dataclass
@@ -27,6 +46,7 @@ class RecordingSink:
     head: ResponseHead | None = None
     length: int | None = None
     chunks: list[bytes] = field(default_factory=list)
+    file: HandedOver | None = None
     calls: list[str] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
 
@@ -41,10 +61,14 @@ class RecordingSink:
             raise ClientDisconnected("the client is gone")
         self.chunks.append(data)
 
-    def finish(self, data: bytes) -> None:
+    def finish(self, chunks: Sequence[bytes]) -> None:
         self._note("finish", wanted=self.head is not None)
-        if data:
-            self.chunks.append(data)
+        self.chunks.extend(filter(None, chunks))
+
+    def finish_file(self, descriptor: int, offset: int, count: int, close: Callable[[], object]) -> None:
+        self._note("finish_file", wanted=self.head is not None)
+        self.file = HandedOver(descriptor, offset, count, close)
+        self.chunks.append(self.file.read())
 
     def abort(self) -> None:
         self._note("abort", wanted=True)
@@ -63,7 +87,7 @@ class RecordingSink:
     @property
     def whole(self) -> bool:
         """Whether the response has a proper end."""
-        return "finish" in self.calls
+        return "finish" in self.calls or "finish_file" in self.calls
 
     @property
     def body(self) -> bytes:
@@ -107,10 +131,11 @@ def make_environ(
     request: Request | None = None,
     body: BinaryIO | None = None,
     *,
-    body_length: int = 0,
+    body_length: int | None = None,
     errors: TextIO | None = None,
     client_disconnected: Callable[[], bool] = bool,
 ) -> Environ:
+    """The environ; that of a complete body if `body_length` is given."""
     base = base_environ(
         server_name="localhost",
         server_port="8080",
@@ -120,9 +145,11 @@ def make_environ(
         remote_port="4711",
         errors=errors or StringIO(),
     )
-    return request_environ(
-        base, request or make_request(), body or BytesIO(), body_length, client_disconnected
-    )
+    body = body or BytesIO()
+    environ = request_environ(base, request or make_request(), body, client_disconnected)
+    if body_length is not None:
+        add_complete_body(environ, SpooledBody(body, None, body_length))
+    return environ
 
 
 def call(
@@ -133,12 +160,14 @@ def call(
     sink: RecordingSink | None = None,
     expose_tracebacks: bool = False,
 ) -> RecordingSink:
-    """Call the app as the server does; the sink has then had a response, in order."""
+    """Call the app as the server does; the sink has then had a response, in order, and closed its file."""
     sink = sink or RecordingSink()
     environ = make_environ(make_request(method, path))
     run_application(app, environ, sink, HeadEncoder(), expose_tracebacks=expose_tracebacks)
     assert sink.breaches == []
     assert sink.ended
+    if sink.file is not None:
+        sink.file.close()
     return sink
 
 

@@ -112,10 +112,11 @@ def test_what_is_complete_crosses_in_one_call() -> None:
         assert call(answering(result)).calls == ["begin", "finish"]
 
 
-def test_a_large_list_is_streamed_and_not_copied() -> None:
+@pytest.mark.parametrize("shape", [list, tuple])
+def test_a_large_list_crosses_in_one_call_and_is_not_copied(shape: Callable[[Any], Any]) -> None:
     chunks = [bytes([number]) * 100 * KIB for number in range(20)]
-    sink = call(answering(chunks))
-    assert sink.content_length == 2000 * KIB
+    sink = call(answering(shape(chunks)))
+    assert (sink.calls, sink.content_length) == (["begin", "finish"], 2000 * KIB)
     assert all(sent is chunk for sent, chunk in zip(sink.chunks, chunks, strict=True))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import wsgiref.validate
 from collections.abc import Iterable
 from io import BytesIO, StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.wsgi.calling import RecordingSink, make_environ, make_request
+from waitress_async.buffers import SpooledBody
 from waitress_async.http import (
     END_OF_MESSAGE,
     PAUSED,
@@ -20,7 +22,7 @@ from waitress_async.http import (
     Limits,
     Request,
 )
-from waitress_async.wsgi import Environ, base_environ, request_environ, run_application
+from waitress_async.wsgi import Environ, add_streamed_body, base_environ, request_environ, run_application
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
@@ -39,7 +41,7 @@ def environ_of(head: str, body: bytes = b"", memo: HeadMemo | None = None) -> En
         assert isinstance(event, Data), event
         content.write(event.data)
     content.seek(0)
-    return make_environ(request, content, body_length=len(content.getvalue()))
+    return make_environ(request, content, body_length=len(content.getvalue()) if request.has_body else None)
 
 
 def test_every_key() -> None:
@@ -64,6 +66,8 @@ def test_every_key() -> None:
     environ = make_environ(request, body, body_length=10, errors=errors, client_disconnected=gone)
     wrapper = environ.pop("wsgi.file_wrapper")
     assert callable(wrapper)
+    spool = environ.pop("waitress_async.spool")
+    assert (type(spool), spool.size) == (SpooledBody, 10)
     assert environ == {
         "REQUEST_METHOD": "POST",
         "SCRIPT_NAME": "",
@@ -104,7 +108,7 @@ def test_builtin_types_alone() -> None:
     assert type(environ) is dict
     for name, value in environ.items():
         assert type(name) is str
-        if not name.startswith(("wsgi.", "waitress.")):
+        if not name.startswith(("wsgi.", "waitress.", "waitress_async.")):
             assert type(value) is str, name
     for name in ("wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once", "wsgi.input_terminated"):
         assert type(environ[name]) is bool
@@ -225,7 +229,7 @@ def test_a_field_never_stands_for_a_variable(name: str) -> None:
     environ = environ_of(f"GET /path HTTP/1.1\nHost: a\n{name}: mallory")
     assert environ.pop("HTTP_" + name.upper().replace("-", "_")) == "mallory"
     for both in (plain, environ):
-        del both["wsgi.input"], both["wsgi.errors"]
+        del both["wsgi.input"], both["wsgi.errors"], both["waitress_async.spool"]
     assert environ == plain
 
 
@@ -240,6 +244,30 @@ def test_what_is_not_sent_is_not_there() -> None:
     environ = environ_of("GET / HTTP/1.0")
     assert not {"CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_HOST"} & set(environ)
     assert environ["wsgi.input"].read() == b""
+
+
+def test_a_request_without_a_body_has_an_empty_one_to_keep(tmp_path: Path) -> None:
+    spool = environ_of("GET / HTTP/1.1\nHost: a")["waitress_async.spool"]
+    assert (spool.size, spool.on_disk) == (0, False)
+    spool.link(tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == b""
+
+
+def test_a_chunked_body_that_is_not_complete_has_no_length() -> None:
+    environ = make_environ(make_request("POST"), BytesIO(b"some"))
+    add_streamed_body(environ)
+    assert "CONTENT_LENGTH" not in environ
+    assert environ["waitress_async.spool"] is None
+
+
+def test_a_complete_body_can_be_kept(tmp_path: Path) -> None:
+    environ = environ_of("POST / HTTP/1.1\nHost: a\nContent-Length: 3", b"abc")
+    assert environ["wsgi.input"].read(1) == b"a"
+    spool = environ["waitress_async.spool"]
+    assert (spool.size, spool.on_disk) == (3, False)
+    spool.link(tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == b"abc"
+    assert environ["wsgi.input"].read() == b"bc"
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"x" * 70_000])
@@ -270,7 +298,7 @@ def test_requests_share_nothing() -> None:
 def test_the_base_is_left_alone() -> None:
     """It serves all requests of a connection."""
     base = {"SERVER_NAME": "localhost"}
-    environ = request_environ(base, make_request(), BytesIO(), 0, bool)
+    environ = request_environ(base, make_request(), BytesIO(), bool)
     environ["session"] = "mine"
     assert base == {"SERVER_NAME": "localhost"}
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.wsgi.calling import TEXT, Chunks, RecordingSink, call
+from tests.wsgi.calling import TEXT, Chunks, RecordingSink, answering, call
 from tests.wsgi.logs import Log
-from waitress_async.errors import ClientDisconnected
+from waitress_async.errors import ClientDisconnected, ResponseNotStored
 from waitress_async.wsgi import Environ
 
 if TYPE_CHECKING:
@@ -163,6 +163,45 @@ def test_an_app_that_makes_do_is_not_blamed_for_the_missing_bytes(log: Log) -> N
 
     assert not call(app, sink=RecordingSink(client_leaves_after=0)).whole
     log.take(LEFT)
+
+
+# -- a response that the disk did not take
+
+
+class Unstored(RecordingSink):
+    """The first write fails, and has aborted the response, as an output does."""
+
+    def write(self, data: bytes) -> None:
+        self.calls.append("write")
+        raise ResponseNotStored("the disk is on fire")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+def test_a_response_that_cannot_be_stored_is_cut(log: Log) -> None:
+    """It is not the app's fault: one line says so, without a traceback."""
+    result = Chunks(b"one", b"two")
+    sink = call(answering(result), sink=Unstored())
+    assert (sink.calls, sink.whole, result.taken) == (["begin", "write", "abort"], False, 1)
+    assert len(result.closed_in) == 1
+    line = log.take("ERROR waitress_async: The response to / is cut")
+    assert "the disk is on fire" in line
+    assert "\n" not in line
+
+
+def test_an_app_that_goes_on_after_a_failed_write(log: Log) -> None:
+    """It is an OSError, which an app may catch; what it writes then is not sent behind a gap."""
+
+    def app(_environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        write = start_response("200 OK", TEXT)
+        with pytest.raises(ResponseNotStored):
+            write(b"one")
+        return [b"two"]
+
+    sink = call(app, sink=Unstored())
+    assert (sink.body, sink.whole) == (b"", False)
+    log.take("ERROR waitress_async: The response to / is cut")
 
 
 # -- what the log says of the path

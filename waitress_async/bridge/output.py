@@ -1,60 +1,105 @@
-"""A response on its way from the app's thread to the loop, with a high and a low watermark."""
+"""A response on its way from the app's thread to the loop: in memory, then on disk, then the app waits."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from waitress_async.errors import ClientDisconnected
+from waitress_async.bridge.ring import Ring
+from waitress_async.buffers import BufferMemory, FileRegion, SharedFile, Spool
+from waitress_async.errors import ClientDisconnected, ResponseNotStored, SpoolFull
 
 if TYPE_CHECKING:
     from waitress_async.bridge.wakeup import Wakeup
     from waitress_async.http import ResponseHead
 
-# Small chunks that wait are joined up to this size, in bytes, so that a watermark's worth of them is
-# not many times that in objects.
-_JOIN_CHUNKS: Final = 8_192
+Piece = bytes | memoryview | FileRegion
+
+# Small chunks that wait are joined, so many at a time, so that a megabyte of them is not many times that
+# in objects. Sizes in bytes.
+_SMALL_CHUNK: Final = 1_024
+_JOIN_CHUNKS: Final = 64
+
+# Of what is on disk, taken at a time: room is made for the app in such steps.
+_REGION: Final = 1_048_576
+
+# A whole response up to this size is not worth counting, nor one up to the other worth storing when
+# memory is short.
+_UNCOUNTED: Final = 4_096
+_SHORT_MEMORY: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class OutputStore:
+    """Where the outputs of one server may keep their bytes, and who is told that a thread has to wait."""
+
+    overflow: int  # bytes in memory, of one output
+    high_watermark: int  # bytes of one output in all; the low watermark is half of it
+    memory: BufferMemory
+    spool: Spool
+    waiting: Callable[[], AbstractContextManager[None]]  # entered by a thread for as long as it waits
+    promise: Callable[[Callable[[], object]], Callable[[], object]]  # see `Pool.promise`
 
 
 class Output:
-    """The body's chunks between one pool thread, which puts, and the loop, which takes.
+    """The body between one app thread, which puts, and the loop, which takes.
+
+    Its bytes are in up to three places, in this order: chunks in memory; a ring on disk of
+    `high_watermark` bytes, which the app's thread writes and which is sent by position; and what came with
+    the end.
 
     A response that is finished before any of it was announced crosses in one step: one wake-up tells
-    of head and body. The lock guards what both sides touch, and is held for a few statements only.
-    The thread waits in `write` above the high watermark, until the loop has taken the output down to
-    the low one or has closed it.
+    of head and body. The lock guards what both sides touch, and is held for a few statements only, never
+    during a wait for the disk.
     """
 
     __slots__ = (
         "_announced",
         "_chunks",
         "_closed",
+        "_counted",
         "_drained",
         "_finished",
-        "_high",
+        "_has_region",
+        "_last",
         "_lock",
         "_on_ready",
+        "_ring",
+        "_sending",
         "_size",
+        "_small",
+        "_store",
+        "_wake_at",
         "_wakeup",
+        "_writing",
         "aborted",
         "head",
         "length",
     )
 
-    def __init__(self, wakeup: Wakeup, on_ready: Callable[[], object], high_watermark: int) -> None:
-        """`on_ready` is called on the loop when there is something to take. `high_watermark` is in
-        bytes; the low one is half of it."""
+    def __init__(self, wakeup: Wakeup, on_ready: Callable[[], object], store: OutputStore) -> None:
+        """`on_ready` is called on the loop when there is something to take."""
         self.head: ResponseHead | None = None
         self.length: int | None = None  # of the body, where it is known and the head does not say it
         self.aborted = False  # what was written is all there is, and is not the whole
         self._wakeup = wakeup
         self._on_ready = on_ready
-        self._high = high_watermark
+        self._store = store
         self._lock = threading.Lock()
-        self._drained: threading.Condition | None = None  # made when a thread has to wait
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._chunks: list[Piece] = []
+        self._size = 0  # bytes in chunks
+        self._small = 0  # chunks at their end that are small
+        self._counted = 0  # bytes of ours in `store.memory`
+        self._last: Sequence[Piece] = ()  # what comes after the ring
+        self._has_region = False  # in the chunks or after the ring
+        self._sending: FileRegion | None = None  # that one, taken and not yet reported as sent
+        self._ring: Ring | None = None  # made with the first use, and so are the next two
+        self._writing: threading.Lock | None = None  # held while the ring is written
+        self._drained: threading.Condition | None = None
+        self._wake_at = -1  # unsent bytes at which a thread that waits goes on
         self._announced = False  # the loop has been told of something that it has not taken
         self._finished = False
         self._closed = False
@@ -67,45 +112,183 @@ class Output:
         self.length = length
 
     def write(self, data: bytes) -> None:
-        """Hand over some of the body; wait while too much is not yet taken. Raises ClientDisconnected."""
+        """Hand over some of the body; wait while too much is not yet sent.
+
+        Raises ClientDisconnected, and ResponseNotStored if the disk fails; the response is aborted then.
+        """
         with self._lock:
-            if self._closed:
-                raise ClientDisconnected("the client is gone")
-            chunks = self._chunks
-            if chunks and len(chunks[-1]) + len(data) <= _JOIN_CHUNKS:
-                chunks[-1] += data
-            else:
-                chunks.append(data)
-            self._size += len(data)
-            self._announce()
-            if self._size > self._high:
-                self._wait_drained()
+            self._check_open()
+            if self._ring is None or not self._ring.unsent:
+                if self._fits(len(data)):
+                    self._append(data)
+                    self._announce()
+                    return
+                if self._ring is None:
+                    self._ring = Ring(self._store.spool, self._store.high_watermark)
+                    self._writing = threading.Lock()
+                    self._drained = threading.Condition(self._lock)
+        try:
+            self._write_to_disk(data)
+        except ClientDisconnected:
+            raise
+        except OSError as error:
+            self.abort()
+            raise ResponseNotStored(str(error)) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientDisconnected("the client is gone")
+        if self._finished:
+            raise ClientDisconnected("the response has ended")
+
+    def _fits(self, size: int) -> bool:
+        """Whether memory is the place for `size` bytes more. A chunk alone is there already, in the app."""
+        store = self._store
+        bound = min(store.overflow, _SHORT_MEMORY) if store.memory.near else store.overflow
+        return self._size + size <= bound or (not self._size and size <= store.high_watermark)
+
+    def _append(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._count(len(data))
+        self._size += len(data)
+        if len(data) > _SMALL_CHUNK:
+            self._small = 0
+        else:
+            self._small += 1
+            if self._small == _JOIN_CHUNKS:
+                self._small = 0
+                self._chunks[-_JOIN_CHUNKS:] = [b"".join(self._chunks[-_JOIN_CHUNKS:])]  # type: ignore[arg-type]
+
+    def _count(self, size: int) -> None:
+        self._counted += size
+        self._store.memory.add(size)
 
     def _announce(self) -> None:
         if not self._announced:
             self._announced = True
             self._wakeup.call(self._on_ready)
 
-    def _wait_drained(self) -> None:
-        if self._drained is None:
-            self._drained = threading.Condition(self._lock)
-        self._drained.wait_for(lambda: self._closed or self._size <= self._high // 2)
-        if self._closed:
-            raise ClientDisconnected("the client is gone")
+    def _write_to_disk(self, data: bytes) -> None:
+        """Put `data` behind all that is there, on disk, as room appears. Raises OSError."""
+        assert self._ring is not None
+        assert self._writing is not None
+        view = memoryview(data)
+        with self._writing:  # an app may have threads of its own
+            while view:
+                part = view[: self._wait_for_room()]
+                try:
+                    self._ring.write(part)
+                except SpoolFull:
+                    self._write_without_disk(bytes(view))
+                    return
+                view = view[len(part) :]
+                with self._lock:
+                    self._check_open()
+                    self._ring.advance(len(part))
+                    self._announce()
 
-    def finish(self, data: bytes) -> None:
-        """Hand over the last of the body. Never waits and never raises: it is all there is."""
+    def _write_without_disk(self, data: bytes) -> None:
+        """There is no room on disk: keep `data` in memory, when nothing else is there."""
+        self._wait_until(0)
         with self._lock:
-            if data:
-                self._chunks.append(data)
-                self._size += len(data)
-            self._finished = True
+            self._check_open()
+            self._append(data)
             self._announce()
+
+    def _wait_for_room(self) -> int:
+        """How much may be added, at least one byte, after a wait if need be. Raises ClientDisconnected."""
+        high = self._store.high_watermark
+        with self._lock:
+            self._check_open()
+            room = high - self._unsent()
+        if room <= 0:
+            self._wait_until(high // 2)
+            with self._lock:
+                room = high - self._unsent()
+        return room
+
+    def _unsent(self) -> int:
+        return self._size + (self._ring.unsent if self._ring is not None else 0)
+
+    def _wait_until(self, unsent: int) -> None:
+        """Wait until no more than that is left. Raises ClientDisconnected."""
+        assert self._drained is not None
+        with self._store.waiting(), self._lock:
+            self._wake_at = max(self._wake_at, unsent)
+            self._drained.wait_for(lambda: self._closed or self._finished or self._unsent() <= unsent)
+            self._check_open()
+
+    def finish(self, chunks: Sequence[bytes]) -> None:
+        """Hand over the last of the body. Never waits and never raises: it is all there is."""
+        size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+        if size > _SHORT_MEMORY and self._store.memory.near:
+            chunks = self._store_some(chunks)
+            size = sum(map(len, chunks))
+        self._finish(chunks, size, has_region=False)
+
+    def finish_file(self, descriptor: int, offset: int, size: int, close: Callable[[], object]) -> None:
+        """Hand over `size` bytes of a file, from `offset` on, as the last of the body.
+
+        `close()` is called once by one of the pool's threads, when they have been sent or will not be.
+        """
+        file = SharedFile(descriptor, self._store.promise(close))
+        self._finish((FileRegion(file, offset, size),), 0, has_region=True)
+
+    def _finish(self, chunks: Sequence[Piece], size: int, *, has_region: bool) -> None:
+        ring = None
+        with self._lock:
+            if self._closed or self._finished:
+                unwanted = chunks
+            else:
+                unwanted = ()
+                if size > _UNCOUNTED:
+                    self._count(size)
+                self._has_region = has_region
+                if self._ring is None or not self._ring.untaken:
+                    self._chunks.extend(chunks)
+                    self._size += size
+                else:
+                    self._last = chunks
+                if self._ring is not None and not self._ring.unsent:
+                    ring = self._ring
+            self._finished = True
+            if self._drained is not None:
+                self._drained.notify_all()
+            self._announce()
+        _close_regions(unwanted)
+        if ring is not None:
+            ring.close()
+
+    def _store_some(self, chunks: Sequence[bytes]) -> Sequence[bytes]:
+        """Memory is short: put on disk what can go there without a wait. Returns the rest."""
+        for index, chunk in enumerate(chunks):
+            if not self._store_now(chunk):
+                return chunks[index:]
+        return ()
+
+    def _store_now(self, data: bytes) -> bool:
+        """Put `data` behind all that is there, on disk, if it fits. Returns whether all of it is there."""
+        with self._lock:
+            if self._closed or self._finished:
+                return False
+            if self._ring is None:
+                self._ring = Ring(self._store.spool, self._store.high_watermark)
+            ring = self._ring
+            room = self._store.high_watermark - self._unsent()
+        if len(data) > room:
+            return False
+        try:
+            ring.write(memoryview(data))
+        except OSError:
+            return False
+        with self._lock:
+            ring.advance(len(data))
+        return True
 
     def abort(self) -> None:
         """Nothing more will come, and what came is not the whole."""
         self.aborted = True
-        self.finish(b"")
+        self._finish((), 0, has_region=False)
 
     def is_closed(self) -> bool:
         """Whether the client is known to be gone. Any thread."""
@@ -113,40 +296,115 @@ class Output:
 
     # -- the loop
 
-    def take(self, limit: int) -> tuple[list[bytes], bool]:
-        """Take chunks of about `limit` bytes, whole ones, and whether they are the last.
+    def take(self, limit: int) -> tuple[list[Piece], bool]:
+        """Take the next of the body, at most `limit` bytes of it, and whether it is the last.
 
-        None at all and not the last: `on_ready` is called when there is more.
+        None at all and not the last: `on_ready` is called when there is more. A piece of a file comes
+        alone, may be larger, and is reported to `sent` when it is.
         """
         with self._lock:
             taken = self._chunks
-            if self._size <= limit:
+            ring = self._ring
+            if ring is not None and not taken:
+                if ring.untaken:
+                    return [ring.take(_REGION)], not ring.untaken and self._finished and not self._last
+                if self._last:
+                    self._chunks = taken = list(self._last)
+                    self._size = _size_in_memory(taken)
+                    self._last = ()
+            if self._size <= limit and not self._has_region:
                 self._chunks = []
-                self._size = 0
+                self._release(self._size)
             else:
                 taken = self._first(limit)
-            if not self._chunks:
-                self._announced = False
-            if self._drained is not None and self._size <= self._high // 2:
-                self._drained.notify_all()
-            return taken, self._finished and not self._chunks
+            more = bool(self._chunks) or (ring is not None and bool(ring.untaken or self._last))
+            self._announced = more
+            if self._wake_at >= 0:
+                self._wake_if_drained()
+            return taken, self._finished and not more
 
-    def _first(self, limit: int) -> list[bytes]:
-        """Remove and return the first chunks, of `limit` bytes or a little more."""
+    def _first(self, limit: int) -> list[Piece]:
+        """Remove and return the first pieces, of no more than `limit` bytes, or a region alone."""
         size = count = 0
-        while size < limit:
-            size += len(self._chunks[count])
+        for piece in self._chunks:
+            if isinstance(piece, FileRegion) or size + len(piece) > limit:
+                break
+            size += len(piece)
             count += 1
         taken = self._chunks[:count]
-        del self._chunks[:count]
-        self._size -= size
+        if count:
+            del self._chunks[:count]
+        elif not self._chunks:  # the region has been taken
+            return taken
+        elif isinstance(first := self._chunks[0], FileRegion):
+            del self._chunks[0]
+            self._sending = first
+            return [first]
+        else:  # a large chunk is taken in parts, none of which is a copy
+            view = memoryview(first)
+            taken = [view[:limit]]
+            self._chunks[0] = view[limit:]
+            size = limit
+        self._small = min(self._small, len(self._chunks))
+        self._release(size)
         return taken
+
+    def _release(self, size: int) -> None:
+        """`size` bytes were taken from memory."""
+        self._size -= size
+        if self._counted:
+            counted = min(size, self._counted)
+            self._counted -= counted
+            self._store.memory.add(-counted)
+
+    def _wake_if_drained(self) -> None:
+        if self._unsent() <= self._wake_at:
+            self._wake_at = -1
+            assert self._drained is not None
+            self._drained.notify_all()
+
+    def sent(self, region: FileRegion) -> None:
+        """A piece of a file has been sent."""
+        if region is self._sending:
+            self._sending = None
+            region.file.close()
+            return
+        with self._lock:
+            ring = self._ring
+            assert ring is not None
+            ring.sent(region.size)
+            if self._wake_at >= 0:
+                self._wake_if_drained()
+            over = self._finished and not ring.unsent
+        if over:
+            ring.close()
 
     def close(self) -> None:
         """Nobody will take any more: drop what is held, let a waiting thread go, refuse what is written."""
         with self._lock:
             self._closed = True
-            self._chunks.clear()
+            unwanted = [*self._chunks, *self._last]
+            if self._sending is not None:
+                unwanted.append(self._sending)
+                self._sending = None
+            self._chunks = []
+            self._last = ()
             self._size = 0
+            self._store.memory.add(-self._counted)
+            self._counted = 0
             if self._drained is not None:
                 self._drained.notify_all()
+            ring = self._ring
+        _close_regions(unwanted)
+        if ring is not None:
+            ring.close()
+
+
+def _size_in_memory(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece) for piece in pieces if not isinstance(piece, FileRegion))
+
+
+def _close_regions(pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        if isinstance(piece, FileRegion):
+            piece.file.close()

@@ -1,14 +1,18 @@
-"""Loop -> pool: named threads, and the bounded queue in front of them."""
+"""Loop -> pool: named threads, the bounded queue in front of them, and spares for those that wait."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from queue import SimpleQueue
+from itertools import count
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Final
 
 from waitress_async.bridge.wakeup import Wakeup
 
@@ -16,9 +20,33 @@ logger = logging.getLogger("waitress_async")
 
 Task = Callable[[], object]
 
+# That there are too few spares is said so often, in seconds.
+_TELL_INTERVAL: Final = 10.0
+
+# A spare thread that has nothing to do looks so often whether it is still needed, in seconds.
+_SPARE_LOOKS: Final = 0.5
+
 
 class QueueFull(Exception):
     """As many tasks wait already as may wait."""
+
+
+class _Worker(threading.Thread):
+    def __init__(self, pool: Pool, number: int, *, spare: bool) -> None:
+        run = pool._run_spare if spare else pool._run
+        super().__init__(target=run, name=f"{pool.name}-{number}", daemon=True)
+        self.pool = pool
+        self.number = number
+
+
+def _perform(task: Task) -> None:
+    try:
+        task()
+    except BaseException:  # a defect of ours: tasks answer for their app's errors themselves
+        with contextlib.suppress(BaseException):  # a log handler may be what failed
+            logger.exception("A task of the pool failed")
+    finally:
+        del task  # the traceback of an error that the task keeps has this frame
 
 
 class Pool:
@@ -27,72 +55,191 @@ class Pool:
     What is submitted in one turn of the loop is queued at its end, all at once. A thread that is woken
     earlier would fight the loop for the interpreter lock between every two callbacks.
 
+    A task that will wait for a client says so with `lending()`: meanwhile another thread is there in its
+    stead, up to `spares` of them. Spares end when they are no longer needed; the first threads stay, and
+    with them what apps keep for each thread.
+
     Daemons, because a thread stuck in an app must not hold the exit of the process; not an executor's,
     because the interpreter waits for those. Made and closed on the loop's thread.
     """
 
-    def __init__(self, wakeup: Wakeup, *, name: str, threads: int, max_queue: int) -> None:
+    def __init__(
+        self, wakeup: Wakeup, *, name: str, threads: int, max_queue: float = math.inf, spares: int = 0
+    ) -> None:
         """Start `threads` threads named `name-1`, ... At most `max_queue` tasks wait for one of them."""
         self._wakeup = wakeup
+        self.name = name
+        self._wanted = threads
+        self._spares = spares
         self._submitted: list[Task] = []  # in this turn of the loop
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._max_queue = max_queue
         self._closed = False
         self._ended = asyncio.Event()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
-            for number in range(1, threads + 1)
-        ]
-        for started, thread in enumerate(self._threads):
-            try:
-                thread.start()
-            except BaseException:  # the system has no more
-                del self._threads[started:]
-                self.close()
-                raise
+        self._lock = threading.Lock()  # of what follows
+        self._threads: list[_Worker] = []
+        self._active = 0  # threads that are not about to end
+        self._waiting = 0  # those of them in `lending()`
+        self._promised = 0  # tasks that are to come
+        self._tell_after = -math.inf
+        try:
+            with self._lock:
+                for _ in range(threads):
+                    self._start_thread(spare=False)
+        except BaseException:  # the system has no more
+            self.close()
+            raise
 
     def submit(self, task: Task) -> None:
         """Queue a task. Raises QueueFull. The loop's thread only, which makes the bound exact."""
-        submitted = self._submitted
-        if self._queue.qsize() + len(submitted) >= self._max_queue:
+        if self._queue.qsize() + len(self._submitted) >= self._max_queue:
             raise QueueFull
-        if not submitted:
+        if not self._submitted:
             asyncio.get_running_loop().call_soon(self._queue_submitted)
-        submitted.append(task)
+        self._submitted.append(task)
+
+    def promise(self, task: Task) -> Callable[[], object]:
+        """Return what to call, on any thread, to have `task` run. The pool does not end before that."""
+        with self._lock:
+            self._promised += 1
+        return partial(self._queue.put, partial(self._keep_promise, task))
 
     def _queue_submitted(self) -> None:
         for task in self._submitted:
             self._queue.put(task)
         self._submitted.clear()
 
+    # -- in the threads
+
     def _run(self) -> None:
         get = self._queue.get
-        while (task := get()) is not None:
-            try:
-                task()
-            except BaseException:  # a defect of ours: tasks answer for their app's errors themselves
-                with contextlib.suppress(BaseException):  # a log handler may be what failed
-                    logger.exception("A task of the pool failed")
+        while (task := get()) is not None or self._is_promised():
+            if task is not None:
+                _perform(task)
             del task  # or the last request would live until the next one comes
         self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
 
-    def close(self) -> None:
-        """Let each thread end once the tasks queued so far have run. Twice is fine."""
-        if self._closed:
+    def _run_spare(self) -> None:
+        while not self._is_surplus():
+            try:
+                task = self._queue.get(timeout=_SPARE_LOOKS)
+            except Empty:
+                continue
+            if task is not None:
+                _perform(task)
+            elif not self._is_promised():
+                break
+            del task
+        self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
+
+    def _keep_promise(self, task: Task) -> None:
+        try:
+            task()
+        finally:
+            with self._lock:
+                self._promised -= 1
+                end = self._closed and not self._promised
+            if end:
+                self._end_threads()
+
+    def _is_promised(self) -> bool:
+        """Whether a task is still to come. The threads are told to end once more when it has run."""
+        with self._lock:
+            return self._promised > 0
+
+    def _is_surplus(self) -> bool:
+        """Whether there are more threads than should be. The calling one must end then."""
+        with self._lock:
+            if self._closed or self._active <= self._should_be_active():
+                return False
+            self._active -= 1
+            return True
+
+    def _should_be_active(self) -> int:
+        return self._wanted + min(self._waiting, self._spares)
+
+    @contextlib.contextmanager
+    def lending(self) -> Iterator[None]:
+        """Around a wait: let another thread run tasks meanwhile. Any thread; those of others lend nothing."""
+        thread = threading.current_thread()
+        if not isinstance(thread, _Worker) or thread.pool is not self:
+            yield
             return
-        self._closed = True
+        if not self._lend():
+            self._tell_used_up()
+        try:
+            yield
+        finally:
+            self._take_back()
+
+    def _lend(self) -> bool:
+        """Returns whether there is another thread in this one's place."""
+        with self._lock:
+            self._waiting += 1
+            if self._waiting > self._spares:
+                return False
+            if self._active < self._should_be_active() and not self._closed:
+                try:
+                    self._start_thread(spare=True)
+                except RuntimeError:  # the system has no more
+                    return False
+            return True
+
+    def _take_back(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+
+    def _tell_used_up(self) -> None:
+        now = monotonic()
+        with self._lock:
+            if now < self._tell_after:
+                return
+            self._tell_after = now + _TELL_INTERVAL
+            waiting = self._waiting
+        logger.warning(
+            "%d threads wait for slow clients and there is no spare thread left: new requests may wait too "
+            "(setting: spare_threads)",
+            waiting,
+        )
+
+    def _start_thread(self, *, spare: bool) -> None:
+        """With the lock held."""
+        taken = {thread.number for thread in self._threads}
+        number = next(number for number in count(1) if number not in taken)
+        thread = _Worker(self, number, spare=spare)
+        thread.start()
+        self._threads.append(thread)
+        self._active += 1
+
+    # -- the end
+
+    def close(self) -> None:
+        """Let each thread end once the tasks queued or promised so far have run. Twice is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         self._queue_submitted()
-        for _ in self._threads:
+        self._end_threads()
+
+    def _end_threads(self) -> None:
+        for _ in range(self._active):
             self._queue.put(None)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the threads that have not ended."""
+        return [thread.name for thread in self._threads]
 
     async def wait_closed(self, timeout: float | None = None) -> list[str]:
         """Wait for the threads to end, at most `timeout` seconds. Return the names of those that have not."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), timeout)
-        return [thread.name for thread in self._threads]
+        return self.names
 
     def _thread_ended(self, thread: threading.Thread) -> None:
         thread.join()  # it has nothing left to do
-        self._threads.remove(thread)
-        if not self._threads:
-            self._ended.set()
+        with self._lock:
+            self._threads = [one for one in self._threads if one is not thread]
+            if not self._threads:
+                self._ended.set()

@@ -9,16 +9,25 @@ from waitress_async.buffers.files import (
     ReadOnlyFileBasedBuffer,
     TempfileBasedBuffer,
 )
+from waitress_async.buffers.memory import BufferMemory
 from waitress_async.buffers.overflowable import STRBUF_LIMIT, OverflowableBuffer
 from waitress_async.buffers.reader import BufferReader
+from waitress_async.buffers.regions import FileRegion, SharedFile
+from waitress_async.buffers.spool import Spool, SpooledBody, SpoolFile
 
 __all__ = [
     "COPY_BYTES",
     "STRBUF_LIMIT",
+    "BufferMemory",
     "BufferReader",
     "BytesIOBasedBuffer",
     "FileBasedBuffer",
+    "FileRegion",
     "OverflowableBuffer",
     "ReadOnlyFileBasedBuffer",
+    "SharedFile",
+    "Spool",
+    "SpoolFile",
+    "SpooledBody",
     "TempfileBasedBuffer",
 ]

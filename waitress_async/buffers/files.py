@@ -6,10 +6,12 @@ alone, so one file serves a writer and a reader in turn. Any thread may use a bu
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from io import SEEK_CUR, SEEK_END, BytesIO
-from tempfile import TemporaryFile
+from io import SEEK_CUR, SEEK_END, BufferedRandom, BufferedReader, BytesIO, FileIO
+from tempfile import TemporaryFile, _TemporaryFileWrapper
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 if TYPE_CHECKING:
@@ -226,6 +228,20 @@ class ReadOnlyFileBasedBuffer(FileBasedBuffer):
             self.remain = unread if size is None else min(unread, size)
             self._prepared = True
         return self.remain
+
+    def descriptor(self) -> int | None:
+        """The descriptor of a file on disk whose bytes are those that `read` gives; None for all else.
+
+        A file object of Python's own, that is: what decrypts or unpacks may well show the descriptor of
+        what it reads from.
+        """
+        file: object = self.getfile()
+        if isinstance(file, _TemporaryFileWrapper):
+            file = file.file
+        raw = file.raw if type(file) in (BufferedReader, BufferedRandom) else file  # type: ignore[attr-defined]
+        if type(raw) is not FileIO or not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+            return None
+        return raw.fileno()
 
     def get(self, numbytes: int = -1, skip: bool = False) -> bytes:
         """As `FileBasedBuffer.get`, and never more than `remain`; so nothing before `prepare`."""

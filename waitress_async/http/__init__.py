@@ -1,6 +1,6 @@
 """Bytes to messages and back (RFC 9110, RFC 9112), sans-I/O: no sockets, no clock, no settings object."""
 
-from waitress_async.http.connection import Connection, Receiving, Sending
+from waitress_async.http.connection import NO_FRAME, Connection, Receiving, Sending
 from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Data, Event, Request
 from waitress_async.http.limits import Limits
 from waitress_async.http.memo import HeadMemo
@@ -10,6 +10,7 @@ __all__ = [
     "CLOSED",
     "END_OF_MESSAGE",
     "NEED_DATA",
+    "NO_FRAME",
     "PAUSED",
     "Connection",
     "Data",

@@ -16,18 +16,18 @@ from waitress_async.http.receive_buffer import LineTooLong, ReceiveBuffer
 class LengthReader:
     """A body of a length that is known beforehand."""
 
-    __slots__ = ("_remaining",)
+    __slots__ = ("remaining",)
 
     def __init__(self, length: int) -> None:
-        self._remaining = length
+        self.remaining = length
 
     def read(self, buffer: ReceiveBuffer) -> Data | Signal | None:
-        if not self._remaining:
+        if not self.remaining:
             return END_OF_MESSAGE
-        data = buffer.take(self._remaining)
+        data = buffer.take(self.remaining)
         if not data:
             return None
-        self._remaining -= len(data)
+        self.remaining -= len(data)
         return Data(data)
 
 

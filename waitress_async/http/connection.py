@@ -12,7 +12,7 @@ import enum
 
 from waitress_async.errors import BadRequest, LocalProtocolError, RequestError
 from waitress_async.http.body import ChunkedReader, LengthReader
-from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Event, Request
+from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Data, Event, Request
 from waitress_async.http.head import HeadReader
 from waitress_async.http.limits import Limits
 from waitress_async.http.memo import HeadMemo
@@ -43,6 +43,14 @@ _IDLE, _SIZED, _UNTIL_CLOSE = Sending.IDLE, Sending.SIZED, Sending.UNTIL_CLOSE
 _CHUNKED, _BODILESS, _NOT_SENDING = Sending.CHUNKED, Sending.BODILESS, Sending.CLOSED
 
 
+# How a body is framed whose bytes go out as they are.
+NO_FRAME = (b"", b"")
+
+# What is left of a request that was answered before it was complete, in bytes, for the connection to be
+# worth keeping.
+_DISCARD_LIMIT = 65_536
+
+
 class Connection:
     """One connection. All methods are for one thread.
 
@@ -55,6 +63,8 @@ class Connection:
         "_body",
         "_buffer",
         "_closing",
+        "_continue_owed",
+        "_discarding",
         "_head",
         "_limits",
         "_request",
@@ -73,6 +83,8 @@ class Connection:
         self.sending = _IDLE
         self.eof = False
         self._closing = False
+        self._continue_owed = False  # the client may be waiting for 100 (Continue)
+        self._discarding = False  # the request whose body is awaited has been answered
 
     # -- receiving
 
@@ -105,7 +117,14 @@ class Connection:
             elif self.receiving is _AWAITING_BODY:
                 assert self._body is not None
                 event = self._body.read(self._buffer)
-                if event is END_OF_MESSAGE:
+                if self._discarding:
+                    while isinstance(event, Data):
+                        event = self._body.read(self._buffer)
+                    if event is END_OF_MESSAGE:
+                        self._discarding = False
+                        self.receiving = _AWAITING_HEAD
+                        return self.next_event()
+                elif event is END_OF_MESSAGE:
                     self.receiving = _RECEIVED
                 if event is not None:
                     return event
@@ -115,7 +134,7 @@ class Connection:
                 return CLOSED
             if not self.eof:
                 return NEED_DATA
-            if self.receiving is _AWAITING_BODY or len(self._buffer):
+            if not self._discarding and (self.receiving is _AWAITING_BODY or len(self._buffer)):
                 raise BadRequest("The request ended before it was complete.")
         except RequestError:
             self.stop_receiving()
@@ -125,6 +144,7 @@ class Connection:
 
     def _begin(self, request: Request) -> Request:
         self._request = request
+        self._continue_owed = request.expect_continue
         if request.chunked:
             self._body = ChunkedReader(self._limits)
             self.receiving = _AWAITING_BODY
@@ -149,15 +169,17 @@ class Connection:
 
     def send_continue(self) -> bytes:
         """100 (Continue), unless some of the body is there already (RFC 9110 section 10.1.1)."""
-        if self.receiving is not _AWAITING_BODY or self.sending is not _IDLE:
+        if self.receiving is not _AWAITING_BODY or self.sending is not _IDLE or self._discarding:
             raise LocalProtocolError("100 (Continue) is for a request whose body is still to come")
+        self._continue_owed = False
         return b"" if len(self._buffer) else b"HTTP/1.1 100 Continue\r\n\r\n"
 
     def send_response(self, head: ResponseHead, default_fields: bytes, length: int | None = None) -> bytes:
         """Begin the response, and decide its framing (RFC 9112 sections 6.3 and 9.3).
 
-        `length` is the size of the body where it is known and the head does not say it. A response
-        that begins before its request is complete, or answers a refused one, ends the connection.
+        `length` is the size of the body where it is known and the head does not say it. A response that
+        answers a refused request ends the connection, and so does one that begins before its request is
+        complete, unless little is missing.
         """
         if self.sending is not _IDLE:
             raise LocalProtocolError("a response is under way already, or none is due")
@@ -179,33 +201,53 @@ class Connection:
         else:
             self.sending = _UNTIL_CLOSE
             self._closing = True
-        if self._closing or request is None or not request.keep_alive or self.receiving is not _RECEIVED:
+        if self._closing or request is None or not request.keep_alive or not self._ends_soon():
             self._closing = True
             framing += b"Connection: close\r\n"
         elif not request.http_11:
             framing += b"Connection: keep-alive\r\n"
         return b"".join((head.status_line, head.fields, default_fields, framing, b"\r\n"))
 
-    def send_data(self, data: bytes) -> bytes:
-        """Frame some of the body: `data` itself, or a chunk of it. The caller keeps to the Content-Length."""
+    def _ends_soon(self) -> bool:
+        """Whether the request is complete, or will be after a few bytes that are sure to come."""
+        if self.receiving is _RECEIVED:
+            return True
+        if self.receiving is not _AWAITING_BODY or self._continue_owed or self.eof:
+            return False
+        return isinstance(self._body, LengthReader) and self._body.remaining <= _DISCARD_LIMIT
+
+    def frame_data(self, size: int) -> tuple[bytes, bytes] | None:
+        """What goes before and after `size` bytes of the body. None: they are not to be sent.
+
+        The caller keeps to the Content-Length.
+        """
         if self.sending is _SIZED or self.sending is _UNTIL_CLOSE:
-            return data
+            return NO_FRAME
         if self.sending is _CHUNKED:
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            return (b"%x\r\n" % size, b"\r\n") if size else None
         if self.sending is _BODILESS:
-            return b""
+            return None
         raise LocalProtocolError("no response is under way")
+
+    def send_data(self, data: bytes) -> bytes:
+        """Frame some of the body: `data` itself, or a chunk of it, or nothing."""
+        frame = self.frame_data(len(data))
+        return b"" if frame is None else data if frame is NO_FRAME else data.join(frame)
 
     def end_response(self) -> bytes:
         """End the response. The connection is then ready for the next request, or `CLOSED`."""
         if self.sending in (_IDLE, _NOT_SENDING):
             raise LocalProtocolError("no response is under way")
         last = b"0\r\n\r\n" if self.sending is _CHUNKED else b""
-        self._request = self._body = None
+        self._request = None
         if self._closing:
             self.sending = _NOT_SENDING
             self.stop_receiving()
+            return last
+        self.sending = _IDLE
+        if self.receiving is _AWAITING_BODY:
+            self._discarding = True  # what the app did not wait for
         else:
-            self.sending = _IDLE
+            self._body = None
             self.receiving = _AWAITING_HEAD
         return last

@@ -56,7 +56,11 @@ class ReceiveBuffer:
         if not start and len(data) <= size:
             self.clear()
             return bytes(data)
-        self.pos = end = min(start + size, len(data))
+        end = min(start + size, len(data))
+        if end == len(data):
+            self.clear()  # the object that was received may be large, and the next one long in coming
+        else:
+            self.pos = end
         return bytes(data[start:end])
 
     def take_line(self, limit: int) -> bytes | None:

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge import LogThread
+from waitress_async.buffers import BufferMemory
 from waitress_async.server.listeners import Address, Listener
 
 if TYPE_CHECKING:
     from waitress_async.server.protocol import HTTPProtocol
 
 _SWEEP_INTERVAL: Final = 1.0  # seconds
+
+# While memory is short, it is looked for so often, in seconds.
+_MEMORY_INTERVAL: Final = 0.02
 
 # At the limit it is reached again with every connection that closes; that is said so often, in seconds.
 _TELL_INTERVAL: Final = 10.0
@@ -32,12 +36,14 @@ class Connections:
         self,
         loop: asyncio.AbstractEventLoop,
         log: LogThread,
+        memory: BufferMemory,
         limit: int,
         make_protocol: Callable[[Address, Address], HTTPProtocol],
     ) -> None:
         """`make_protocol(peer's address, listener's address)` makes the protocol of a new connection."""
         self._loop = loop
         self._log = log
+        self._memory = memory
         self._limit = limit
         self._make_protocol = make_protocol
         self._listeners: list[Listener] = []
@@ -49,6 +55,8 @@ class Connections:
         self._tell_full_after = -math.inf
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
+        self._memory_timer: asyncio.TimerHandle | None = None
+        self.short_of_memory = False  # no bodies are read, but where an app waits for them
         self._lost = asyncio.Event()
 
     def __len__(self) -> int:
@@ -153,6 +161,23 @@ class Connections:
             self._lost.clear()
             await self._lost.wait()
 
+    # -- memory
+
+    def hold_back(self) -> None:
+        """Memory is full: read no bodies until there is some again. What is held goes to disk meanwhile."""
+        self.short_of_memory = True
+        self._look_for_memory()
+
+    def _look_for_memory(self) -> None:
+        self._memory_timer = None
+        self.short_of_memory = self._memory.near
+        for protocol in list(self._protocols):
+            protocol.reconsider()
+        if self.short_of_memory:
+            self._memory_timer = self._loop.call_later(_MEMORY_INTERVAL, self._look_for_memory)
+
+    # -- time
+
     def _sweep(self) -> None:
         """The server's one timer. It runs only while there are connections."""
         self._sweeper = None
@@ -163,7 +188,8 @@ class Connections:
             self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
 
     def stop_sweeping(self) -> None:
-        """Cancel the timer, if it is set."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        """Cancel the timers, where they are set."""
+        for timer in (self._sweeper, self._memory_timer):
+            if timer is not None:
+                timer.cancel()
+        self._sweeper = self._memory_timer = None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 from io import BytesIO
-from typing import BinaryIO
 
-from waitress_async.bridge import Output
-from waitress_async.buffers import BufferReader
+from waitress_async.bridge import Input, Output
+from waitress_async.buffers import BufferReader, SpooledBody
 from waitress_async.errors import HTTPError, InsufficientStorage
 from waitress_async.http import Request, error_response
 from waitress_async.server.runtime import Application
-from waitress_async.wsgi import Environ, request_environ, run_application
+from waitress_async.wsgi import (
+    Environ,
+    add_complete_body,
+    add_streamed_body,
+    request_environ,
+    run_application,
+)
 
 logger = logging.getLogger("waitress_async")
 
@@ -19,8 +24,8 @@ logger = logging.getLogger("waitress_async")
 class Exchange:
     """A request, its body, and where the response goes.
 
-    The loop owns it until it is queued; then `request` and `body` belong to the thread that runs it,
-    and the loop keeps to `output`.
+    The loop owns it until it is queued; then `request` and a `body` that is complete belong to the thread
+    that runs it, and the loop keeps to `output`, and to an `Input`.
     """
 
     __slots__ = ("_application", "_base_environ", "body", "output", "request")
@@ -30,7 +35,7 @@ class Exchange:
         application: Application,
         base_environ: Environ,
         request: Request,
-        body: BufferReader | None,
+        body: BufferReader | Input | None,
         output: Output,
     ) -> None:
         self._application = application
@@ -39,25 +44,21 @@ class Exchange:
         self.body = body
         self.output = output
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the app reads the body while it comes."""
+        return isinstance(self.body, Input)
+
     def run(self) -> None:
-        """Call the app. In a pool thread; the body is complete."""
+        """Call the app. In a pool thread; the body is complete, or streamed."""
         body = self.body
         output = self.output
         try:
             if output.is_closed():
                 return
-            file: BinaryIO
-            if body is None:
-                file, length = BytesIO(), 0
-            else:
-                length = len(body)
-                try:
-                    file = body.getfile()  # may write the last of it
-                except OSError:
-                    logger.exception("A request body could not be stored")
-                    self._answer(InsufficientStorage("There is no room for the request body."))
-                    return
-            environ = request_environ(self._base_environ, self.request, file, length, output.is_closed)
+            environ = self._make_environ()
+            if environ is None:
+                return
             application = self._application
             application.context.copy().run(
                 run_application,
@@ -74,7 +75,33 @@ class Exchange:
             if body is not None:
                 body.close()
 
+    def _make_environ(self) -> Environ | None:
+        """The environ; None if there cannot be one, which has been answered."""
+        body = self.body
+        base, request, is_closed = self._base_environ, self.request, self.output.is_closed
+        if body is None:
+            return request_environ(base, request, BytesIO(), is_closed)
+        try:
+            file = body.getfile()  # may write the last of it
+        except OSError as error:
+            logger.error("A request body could not be stored: %s", error)
+            self._answer(no_room(error))
+            return None
+        environ = request_environ(base, request, file, is_closed)
+        if isinstance(body, Input):
+            add_streamed_body(environ)
+        else:
+            add_complete_body(environ, SpooledBody(file, body.file, len(body)))
+        return environ
+
     def _answer(self, error: HTTPError) -> None:
         head, body = error_response(error, self._application.encoder)
         self.output.begin(head, None)
-        self.output.finish(body)
+        self.output.finish((body,))
+
+
+def no_room(error: OSError) -> InsufficientStorage:
+    """The answer to a request whose body the disk did not take."""
+    return InsufficientStorage(
+        "There is no room for the request body.", setting=getattr(error, "setting", None)
+    )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import socket
 import struct
 import sys
 from typing import Final, cast
 
-from waitress_async.bridge import Output, QueueFull
+from waitress_async.bridge import Input, Output, QueueFull
 from waitress_async.buffers import BufferReader
-from waitress_async.errors import HTTPError, InsufficientStorage, RequestError, ServiceUnavailable
+from waitress_async.errors import ClientDisconnected, HTTPError, RequestError, ServiceUnavailable
 from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
-from waitress_async.server.exchange import Exchange
+from waitress_async.server.exchange import Exchange, no_room
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
 from waitress_async.wsgi import base_environ
@@ -34,8 +35,20 @@ _RETRY_AFTER: Final = 1  # seconds
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # on, no seconds: closing is a reset (socket(7))
 
 
+class Wait(enum.Enum):
+    """Why nothing more is taken from what was received."""
+
+    NOTHING = "it is: go on"
+    ANSWER = "the request is complete, and its answer is not"
+    TURN = "the other connections come first"
+    CLIENT = "the client does not take what it was sent"
+    BODY = "there is no room for the body just now"
+    END = "nothing more will be read"
+
+
 # Looked up often, and an attribute of an Enum class is a slow one.
 _HEAD, _BODY, _DONE, _CLOSED = Receiving.HEAD, Receiving.BODY, Receiving.DONE, Receiving.CLOSED
+_GO, _FOR_ANSWER, _FOR_TURN, _FOR_CLIENT, _FOR_BODY, _FOR_END = Wait
 
 
 class HTTPProtocol(asyncio.Protocol):
@@ -43,17 +56,20 @@ class HTTPProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_base_environ",
+        "_body_full",
         "_connection",
+        "_continue_due",
+        "_counted",
         "_exchange",
         "_last_activity",
         "_linger_bytes",
         "_linger_until",
+        "_progress",
         "_pump",
         "_reading_paused",
         "_runtime",
         "_sender",
         "_transport",
-        "_unsent",
         "_yielded",
     )
 
@@ -72,12 +88,15 @@ class HTTPProtocol(asyncio.Protocol):
             errors=sys.stderr,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
+        self._body_full = False  # its body has no room just now
+        self._continue_due = False  # its client waits for 100 (Continue)
         self._yielded = False  # more was received than one turn of the loop may take
         self._reading_paused = False
+        self._counted = 0  # bytes received and not understood, counted as memory
         self._last_activity = 0.0
         self._linger_until: float | None = None
         self._linger_bytes = 0
-        self._unsent = 0  # what the transport held when it was last looked at
+        self._progress = 0, 0  # what the transport held, and of files was sent, when that was last looked at
 
     # -- asyncio's callbacks
 
@@ -85,7 +104,12 @@ class HTTPProtocol(asyncio.Protocol):
         runtime = self._runtime
         self._transport = cast(asyncio.Transport, transport)
         self._sender = Sender(
-            self._transport, self._connection, runtime.default_fields, self._response_complete
+            self._transport,
+            self._connection,
+            runtime.default_fields,
+            runtime.outputs,
+            runtime.log,
+            self._response_complete,
         )
         self._pump = self._sender.pump
         self._last_activity = runtime.loop.time()
@@ -95,10 +119,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._last_activity = self._runtime.loop.time()
         connection = self._connection
         connection.receive_data(data)
-        receiving = connection.receiving
-        if receiving is _DONE or self._yielded:
-            self._bound_look_ahead()
-        elif receiving is not _CLOSED:
+        if connection.receiving is not _CLOSED:
             self._advance()
         elif self._linger_until is not None:
             self._linger_bytes -= len(data)
@@ -108,10 +129,9 @@ class HTTPProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has said all it will. It is still owed what it asked for."""
         self._connection.receive_eof()
-        receiving = self._connection.receiving
-        if receiving is _CLOSED:
+        if self._connection.receiving is _CLOSED:
             self._transport.close()
-        elif receiving is not _DONE and not self._yielded:
+        else:
             self._advance()
         return True
 
@@ -124,32 +144,41 @@ class HTTPProtocol(asyncio.Protocol):
         self._sender.resume()
         self._runtime.loop.call_soon(self._go_on)
 
-    def _go_on(self) -> None:
-        if self._transport.is_closing():
-            return
-        self._sender.pump()
-        connection = self._connection
-        if connection.receiving is _HEAD and (connection.unread or connection.eof):
-            self._advance()
-
     def connection_lost(self, exc: Exception | None) -> None:
         exchange = self._exchange
         self._exchange = None
         self._sender.close()
-        if exchange is not None and exchange.body is not None and self._connection.receiving is not _DONE:
-            exchange.body.close()
+        self._count_unread(0)
+        if exchange is not None:
+            if isinstance(exchange.body, Input):
+                exchange.body.set_exception(ClientDisconnected("the client is gone"))
+            elif exchange.body is not None and self._connection.receiving is not _DONE:
+                exchange.body.close()
         self._runtime.connections.lost(self)
 
     # -- requests
 
-    def _advance(self) -> None:
-        """Act on all that the bytes received so far say, up to a request that waits for its answer.
+    def _waits_for(self) -> Wait:
+        """The one place that knows whether the next event may be asked for.
 
         No request is begun while the client does not take the answers to those before it.
         """
+        receiving = self._connection.receiving
+        if receiving is _DONE:
+            return _FOR_ANSWER
+        if self._yielded:
+            return _FOR_TURN
+        if receiving is _HEAD:
+            return _FOR_CLIENT if self._sender.paused else _GO
+        if receiving is _BODY:
+            return _FOR_BODY if self._body_full else _GO
+        return _FOR_END
+
+    def _advance(self) -> None:
+        """Act on all that the bytes received so far say, up to a request that waits for its answer."""
         connection = self._connection
         pieces = 0
-        while not (connection.receiving is _HEAD and self._sender.paused):
+        while (wait := self._waits_for()) is _GO:
             try:
                 event = connection.next_event()
             except RequestError as error:
@@ -158,40 +187,50 @@ class HTTPProtocol(asyncio.Protocol):
             if isinstance(event, Request):
                 self._begin(event)
             elif isinstance(event, Data):
-                if not self._take_body(event.data):
-                    return
+                self._body.feed_data(event.data)
+                if self._runtime.memory.full and not self._runtime.connections.short_of_memory:
+                    self._runtime.connections.hold_back()
                 pieces += 1
                 if pieces == _PIECES_A_TURN:
                     self._yielded = True
                     self._runtime.loop.call_soon(self._advance_later)
-                    break
             elif event is END_OF_MESSAGE:
                 assert self._exchange is not None
-                self._queue(self._exchange)
+                self._body.feed_eof()
+                if not self._exchange.is_streamed:
+                    self._queue(self._exchange)
             elif event is CLOSED:
                 self._transport.close()
                 return
             else:  # NEED_DATA
                 break
-            if connection.receiving is _DONE:
-                break
-        if connection.unread or self._reading_paused:
-            self._bound_look_ahead()
+        if connection.unread or self._reading_paused or self._counted or connection.receiving is _BODY:
+            self._bound_look_ahead(wait)
+
+    @property
+    def _body(self) -> BufferReader | Input:
+        assert self._exchange is not None
+        assert self._exchange.body is not None
+        return self._exchange.body
 
     def _advance_later(self) -> None:
         self._yielded = False
         if not self._transport.is_closing():
             self._advance()
 
-    def _bound_look_ahead(self) -> None:
+    def _go_on(self) -> None:
+        """Something that was waited for has come: the client takes more, or there is room for the body."""
+        if self._transport.is_closing():
+            return
+        self._sender.pump()
+        if self._connection.receiving is not _CLOSED:
+            self._advance()
+
+    def _bound_look_ahead(self, wait: Wait) -> None:
         """Read no further while what was read has to wait, but for a little: an end or a reset is seen so."""
-        connection = self._connection
-        waits = (
-            connection.receiving is _DONE
-            or self._yielded
-            or (connection.receiving is _HEAD and self._sender.paused)
-        )
-        full = waits and connection.unread > _LOOK_AHEAD
+        unread = self._connection.unread
+        self._count_unread(unread)
+        full = wait is _FOR_BODY or (wait is not _GO and unread > _LOOK_AHEAD) or self._is_held_back()
         if full is not self._reading_paused:
             self._reading_paused = full
             if full:
@@ -199,56 +238,137 @@ class HTTPProtocol(asyncio.Protocol):
             else:
                 self._transport.resume_reading()
 
+    def _is_held_back(self) -> bool:
+        """Whether a body is not read because memory is short. It is if an app waits for it, to free some."""
+        if not self._runtime.connections.short_of_memory or self._connection.receiving is not _BODY:
+            return False
+        exchange = self._exchange
+        return exchange is None or not isinstance(exchange.body, Input) or len(exchange.body) > 0
+
+    def _count_unread(self, size: int) -> None:
+        if size != self._counted:
+            self._runtime.memory.add(size - self._counted)
+            self._counted = size
+
     def _begin(self, request: Request) -> None:
         runtime = self._runtime
-        body = BufferReader(overflow=runtime.settings.inbuf_overflow) if request.has_body else None
-        output = Output(runtime.wakeup, self._pump, runtime.settings.outbuf_high_watermark)
+        output = Output(runtime.wakeup, self._pump, runtime.outputs)
+        body = self._make_body(request) if request.has_body else None
         self._exchange = exchange = Exchange(runtime.application, self._base_environ, request, body, output)
         if body is None:
             self._queue(exchange)
-        elif request.expect_continue:
-            self._sender.send_continue()
+            return
+        self._continue_due = request.expect_continue
+        if isinstance(body, Input):
+            self._queue(exchange)
+        elif not self._body_full:
+            self._send_continue()
 
-    def _take_body(self, data: bytes) -> bool:
-        assert self._exchange is not None
-        assert self._exchange.body is not None
-        try:
-            self._exchange.body.feed_data(data)
-        except OSError as error:
-            self._runtime.log.log(logging.ERROR, "A request body could not be stored: %s", error)
-            self._refuse(InsufficientStorage("There is no room for the request body."))
-            return False
-        return True
+    def _make_body(self, request: Request) -> BufferReader | Input:
+        runtime = self._runtime
+        settings = runtime.settings
+        if settings.streams(request.path):
+            return Input(
+                runtime.wakeup,
+                runtime.memory,
+                runtime.outputs.waiting,
+                self._pause_input,
+                self._resume_input,
+                self._app_reads,
+            )
+        body = BufferReader(
+            overflow=settings.inbuf_overflow,
+            pause_reading=self._pause_body,
+            resume_reading=self._resume_body,
+            spool=runtime.spool,
+            memory=runtime.memory,
+        )
+        if request.content_length is not None:
+            body.expect(request.content_length)
+        return body
+
+    def _pause_body(self) -> None:
+        self._body_full = True
+
+    def _resume_body(self) -> None:
+        """Go on, but not from within the body."""
+        if self._body_full:
+            self._body_full = False
+            self._runtime.loop.call_soon(self._body_resumed)
+
+    def _pause_input(self, body: Input) -> None:
+        self._pause_body()
+
+    def _resume_input(self, body: Input) -> None:
+        if self._exchange is not None and self._exchange.body is body:  # and not an earlier one
+            self._resume_body()
+
+    def _body_resumed(self) -> None:
+        exchange = self._exchange
+        if exchange is None or self._body_full or self._transport.is_closing():
+            return
+        if isinstance(exchange.body, BufferReader) and self._connection.receiving is _BODY:
+            error = exchange.body.exception()
+            if isinstance(error, OSError):
+                self._runtime.log.log(logging.ERROR, "A request body could not be stored: %s", error)
+                self._connection.stop_receiving()
+                self._refuse(no_room(error))
+                return
+            self._send_continue()
+        self._go_on()
+
+    def _app_reads(self, body: Input) -> None:
+        """The app has begun to read a streamed body."""
+        if self._exchange is not None and self._exchange.body is body:
+            self._send_continue()
+
+    def _send_continue(self) -> None:
+        """Ask for the body, if its client waits to be asked and can still be."""
+        if self._continue_due:
+            self._continue_due = False
+            if self._connection.receiving is _BODY and self._connection.sending is Sending.IDLE:
+                self._sender.send_continue()
 
     def _queue(self, exchange: Exchange) -> None:
-        """The request is complete: have the app called, or say that there is no room."""
-        if exchange.body is not None:
-            exchange.body.feed_eof()
+        """Have the app called, or say that there is no room."""
         try:
             self._runtime.pool.submit(exchange.run)
         except QueueFull:
             if exchange.body is not None:
                 exchange.body.close()
             self._exchange = None
+            self._body_full = False
             self._send_error(
                 ServiceUnavailable(
                     "Too many requests wait to be served.", setting="max_queue", retry_after=_RETRY_AFTER
                 )
             )
+            if self._connection.sending is Sending.CLOSED:
+                self._linger()
         else:
             self._sender.expect(exchange.output)
 
     def _refuse(self, error: HTTPError) -> None:
-        """Answer what cannot be served, and read no further."""
+        """Answer what cannot be served, and read no further. A response under way is cut."""
         exchange = self._exchange
         self._exchange = None
+        self._sender.drop_source()
         if exchange is not None and exchange.body is not None:
-            exchange.body.close()
-        self._send_error(error)
+            if isinstance(exchange.body, Input):
+                exchange.body.set_exception(ClientDisconnected(f"the request was refused: {error.detail}"))
+            else:
+                exchange.body.close()
+        sending = self._connection.sending
+        if sending is Sending.UNTIL_CLOSE:
+            self._reset()
+            return
+        if sending is Sending.IDLE:
+            self._send_error(error)
         self._linger()
 
     def _linger(self) -> None:
         """Close, but read on for a while what the client still sends. Not while others wait for the room."""
+        self._count_unread(0)
         transport = self._transport
         if self._connection.eof or self._runtime.connections.full or not transport.can_write_eof():
             transport.close()
@@ -272,6 +392,7 @@ class HTTPProtocol(asyncio.Protocol):
     def _response_complete(self, whole: bool) -> None:
         """The sender has sent all of a response (`whole`), or all that there is of one."""
         self._exchange = None
+        self._body_full = self._continue_due = False
         sending = self._connection.sending
         if not whole and sending is Sending.UNTIL_CLOSE:
             self._reset()
@@ -281,7 +402,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._linger()
             return
         self._last_activity = self._runtime.loop.time()
-        if self._connection.unread or self._connection.eof:
+        if self._connection.unread or self._connection.eof or self._reading_paused:
             self._advance()
 
     def _reset(self) -> None:
@@ -292,6 +413,13 @@ class HTTPProtocol(asyncio.Protocol):
         self._transport.abort()
 
     # -- the server's wishes
+
+    def reconsider(self) -> None:
+        """Memory is short, or no longer: go on if that is possible, and put on disk what belongs there."""
+        if self._connection.receiving is _BODY and not self._transport.is_closing():
+            if self._exchange is not None and isinstance(self._exchange.body, BufferReader):
+                self._exchange.body.store_if_due()
+            self._advance()
 
     def drain(self) -> None:
         """Close now if nothing is under way, otherwise after the response."""
@@ -306,19 +434,23 @@ class HTTPProtocol(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """Close what has lingered long enough, and what has not moved for channel_timeout."""
         unsent = self._transport.get_write_buffer_size()
+        self._sender.count_unsent(unsent)
+        if self._exchange is not None and isinstance(self._exchange.body, BufferReader) and self._body_full:
+            self._exchange.body.retry()
         if self._linger_until is not None:
             if not unsent:
                 if now >= self._linger_until:
                     self._transport.abort()
                 return
             self._linger_until = now + _LINGER_SECONDS  # from when the answer is out
-        if unsent != self._unsent:
-            self._unsent = unsent
+        progress = unsent, self._sender.progress
+        if progress != self._progress:
+            self._progress = progress
             self._last_activity = now
         timeout = self._runtime.settings.channel_timeout
         if not timeout or now - self._last_activity < timeout:
             return
-        if unsent:
+        if unsent or self._sender.is_sending_file:
             self._transport.abort()
-        elif self._exchange is None or self._connection.receiving is not _DONE:
+        elif self._exchange is None or self._waits_for() is _GO:
             self._transport.close()

@@ -7,7 +7,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from waitress_async.bridge import LogThread, Pool, Wakeup
+from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup
+from waitress_async.buffers import BufferMemory, Spool
 from waitress_async.http import DefaultFields, HeadEncoder, HeadMemo, Limits
 from waitress_async.settings import Settings
 
@@ -39,5 +40,9 @@ class Runtime:
     application: Application
     wakeup: Wakeup
     pool: Pool
+    disk: PoolExecutor  # what waits for the disk
+    spool: Spool
+    memory: BufferMemory
+    outputs: OutputStore
     log: LogThread
     connections: Connections

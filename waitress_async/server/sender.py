@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from time import time
 from typing import Final, Protocol
 
+from waitress_async.bridge import LogThread, OutputStore, Piece
+from waitress_async.buffers import FileRegion
 from waitress_async.errors import HTTPError
-from waitress_async.http import Connection, DefaultFields, HeadEncoder, ResponseHead, error_response
+from waitress_async.http import (
+    NO_FRAME,
+    Connection,
+    DefaultFields,
+    HeadEncoder,
+    ResponseHead,
+    error_response,
+)
+from waitress_async.server.file_sender import FileSender
 
 _TAKE: Final = 262_144  # bytes asked of a source at a time
+_TAKE_SHORT: Final = 16_384  # the same when memory is short
 _TAKES_A_TURN: Final = 4  # of the loop
 
 # The most that is joined into one piece before it is written, in bytes.
@@ -24,9 +36,12 @@ class Source(Protocol):
     length: int | None  # of the body, where it is known and the head does not say it
     aborted: bool  # what it gave is all there is, and is not the whole
 
-    def take(self, limit: int) -> tuple[list[bytes], bool]:
+    def take(self, limit: int) -> tuple[list[Piece], bool]:
         """The next of the body, of about `limit` bytes, and whether it is the last. Nothing at all, and
-        not the last: `Sender.pump` will be called when there is more."""
+        not the last: `Sender.pump` will be called when there is more. A piece of a file comes alone."""
+
+    def sent(self, region: FileRegion) -> None:
+        """A piece of a file has been sent."""
 
     def close(self) -> None:
         """Nobody will take any more."""
@@ -35,18 +50,24 @@ class Source(Protocol):
 class Sender:
     """Sends the responses of one connection: asks a source for its next bytes, frames them, writes them.
 
-    It stops asking between `pause` and `resume`, so that what a slow client has not taken stays in the
-    source, where the app's thread feels it.
+    It stops asking between `pause` and `resume`, and while it sends a piece of a file, so that what a slow
+    client has not taken stays in the source, where the app's thread feels it.
     """
 
     __slots__ = (
         "_connection",
+        "_counted",
         "_default_fields",
+        "_file_task",
         "_head_sent",
+        "_log",
         "_on_complete",
+        "_resumed",
         "_source",
+        "_store",
         "_transport",
         "paused",
+        "progress",
     )
 
     def __init__(
@@ -54,16 +75,27 @@ class Sender:
         transport: asyncio.Transport,
         connection: Connection,
         default_fields: DefaultFields,
+        store: OutputStore,
+        log: LogThread,
         on_complete: Callable[[bool], object],
     ) -> None:
-        """`on_complete(whole)` is called when a source is sent, or, with False, when it was aborted."""
+        """`store` is the one of the sources.
+
+        `on_complete(whole)` is called when a source is sent, or, with False, when it was aborted.
+        """
         self._transport = transport
         self._connection = connection
         self._default_fields = default_fields
+        self._store = store
+        self._log = log
         self._on_complete = on_complete
         self._source: Source | None = None
         self._head_sent = False
+        self._counted = 0  # bytes that the transport holds, counted as memory
+        self._file_task: asyncio.Task[None] | None = None
+        self._resumed: asyncio.Future[None] | None = None  # what sends a file waits for
         self.paused = False  # the transport has enough
+        self.progress = 0  # bytes of files sent
 
     def expect(self, source: Source) -> None:
         """The next response will come through `source`, which calls `pump` when it has something."""
@@ -77,28 +109,100 @@ class Sender:
             return
         connection = self._connection
         for _ in range(_TAKES_A_TURN):
-            if self.paused:
+            if self.paused or self._file_task is not None:
                 return
-            chunks, last = source.take(_TAKE)
-            if not chunks and not last:
+            pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
+            if not pieces and not last:
                 return
-            segments = []
+            segments: list[bytes | memoryview] = []
             if not self._head_sent and source.head is not None:
                 self._head_sent = True
                 head = source.head
                 segments.append(
                     connection.send_response(head, self._default_fields.lines(head, time()), source.length)
                 )
-            for chunk in chunks:
-                segments.append(connection.send_data(chunk))
+            for piece in pieces:
+                if isinstance(piece, FileRegion):
+                    self._send_file(source, piece, segments, last)
+                    return
+                frame = connection.frame_data(len(piece))
+                if frame is NO_FRAME:
+                    segments.append(piece)
+                elif frame is not None:
+                    segments += (frame[0], piece, frame[1])
             if last and not source.aborted:
                 segments.append(connection.end_response())
             self._write(segments)
             if last:
-                self._source = None
-                self._on_complete(not source.aborted)
+                self._complete(source)
                 return
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
+
+    def _complete(self, source: Source) -> None:
+        self._source = None
+        self._on_complete(not source.aborted)
+
+    # -- files
+
+    @property
+    def is_sending_file(self) -> bool:
+        return self._file_task is not None
+
+    def _send_file(
+        self, source: Source, region: FileRegion, segments: list[bytes | memoryview], last: bool
+    ) -> None:
+        """Write `segments`, and send the region behind them."""
+        frame = self._connection.frame_data(region.size)
+        assert frame is not None  # responses without a body have no regions
+        before, after = frame
+        self._write([*segments, before])
+        self._file_task = asyncio.get_running_loop().create_task(self._run_file(source, region, after, last))
+
+    async def _run_file(self, source: Source, region: FileRegion, after: bytes, last: bool) -> None:
+        sender = FileSender(
+            self._transport,
+            self._store.spool,
+            self._store.memory,
+            self._until_resumed,
+            self._count_progress,
+        )
+        try:
+            await sender.send(region)
+        except asyncio.CancelledError:
+            raise
+        except ConnectionError:
+            self._file_task = None
+            self._transport.abort()
+            return
+        except Exception as error:
+            self._file_task = None
+            self._log.log(logging.ERROR, "A response is cut, for its file cannot be sent: %s", error)
+            source.close()
+            self._source = None
+            self._on_complete(False)
+            return
+        self._file_task = None
+        source.sent(region)
+        segments: list[bytes | memoryview] = [after]
+        if last and not source.aborted:
+            segments.append(self._connection.end_response())
+        self._write(segments)
+        if last:
+            self._complete(source)
+        else:
+            self.pump()
+
+    def _until_resumed(self) -> asyncio.Future[None] | None:
+        if not self.paused:
+            return None
+        if self._resumed is None:
+            self._resumed = asyncio.get_running_loop().create_future()
+        return self._resumed
+
+    def _count_progress(self, size: int) -> None:
+        self.progress += size
+
+    # -- the server's own answers
 
     def send_error(self, error: HTTPError, encoder: HeadEncoder) -> None:
         """Answer in the server's own name, whole."""
@@ -118,27 +222,62 @@ class Sender:
         if interim:
             self._transport.write(interim)
 
-    def _write(self, segments: list[bytes]) -> None:
+    def _write(self, segments: list[bytes | memoryview]) -> None:
         if sum(map(len, segments)) <= _JOIN_WRITE:
-            self._transport.write(b"".join(segments))
-        else:
-            # Not writelines(): asyncio's, in 3.12 and 3.13, does not pause its protocol (cpython#127656)
-            # and never gets rid of an empty segment.
-            for segment in segments:
-                if segment:
+            if data := b"".join(segments):
+                self._transport.write(data)
+            return
+        # Not writelines(): asyncio's, in 3.12 and 3.13, does not pause its protocol (cpython#127656)
+        # and never gets rid of an empty segment. What is small is joined, and nothing is copied twice.
+        small: list[bytes | memoryview] = []
+        size = 0
+        for segment in segments:
+            if size + len(segment) > _JOIN_WRITE:
+                if small:
+                    self._transport.write(b"".join(small))
+                    small = []
+                    size = 0
+                if len(segment) > _JOIN_WRITE:
                     self._transport.write(segment)
+                    continue
+            small.append(segment)
+            size += len(segment)
+        if size:
+            self._transport.write(b"".join(small))
+
+    # -- the transport's wishes, and its end
 
     def pause(self) -> None:
         """The transport has enough: see asyncio.BaseProtocol.pause_writing. May come from within a write."""
         self.paused = True
+        self.count_unsent(self._transport.get_write_buffer_size())
 
     def resume(self) -> None:
         """The transport takes more. `pump` sends it."""
         self.paused = False
+        self.count_unsent(0)
+        if self._resumed is not None:
+            if not self._resumed.done():
+                self._resumed.set_result(None)
+            self._resumed = None
 
-    def close(self) -> None:
-        """The connection is lost: nothing is sent any more, and the app's thread is told."""
+    def count_unsent(self, size: int) -> None:
+        """Count what the transport holds, in bytes, as memory."""
+        if size != self._counted:
+            self._store.memory.add(size - self._counted)
+            self._counted = size
+
+    def drop_source(self) -> None:
+        """Nothing of the response under way is sent any more, and the app's thread is told."""
+        if self._file_task is not None:
+            self._file_task.cancel()
+            self._file_task = None
         if self._source is not None:
             self._source.close()
             self._source = None
+
+    def close(self) -> None:
+        """The connection is lost: nothing is sent any more, and the app's thread is told."""
+        self.count_unsent(0)
+        self.drop_source()
         del self._on_complete  # the protocol's: no cycle is left for the collector to find

@@ -12,7 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from waitress_async.bridge import LogThread, Pool, Wakeup
+from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup
+from waitress_async.buffers import BufferMemory, Spool
 from waitress_async.errors import ServerClosed
 from waitress_async.http import DefaultFields, HeadEncoder, HeadMemo, Limits
 from waitress_async.server.connections import Connections
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 # The time in seconds that threads have to end once their clients are cut, and log records to be handled.
 _UNWIND_TIMEOUT: Final = 0.5
+
+
+# Threads that wait for the disk.
+_DISK_THREADS: Final = 4
+
+# Spare threads for each of `threads`, where nothing else is set.
+_SPARES: Final = 4
 
 
 class Phase(enum.Enum):
@@ -100,6 +108,7 @@ class Server:
             if self._phase is not Phase.STARTING:
                 raise ServerClosed("the server was stopped while it started")
             runtime = self._make_runtime(wakeup)
+            await self._check_disk(runtime)
         except BaseException:
             for sock in sockets:
                 sock.close()
@@ -107,15 +116,47 @@ class Server:
         self._addresses = runtime.connections.listen(sockets)
         return runtime
 
+    async def _check_disk(self, runtime: Runtime) -> None:
+        try:
+            await runtime.spool.run(runtime.spool.check)
+            if self._phase is not Phase.STARTING:
+                raise ServerClosed("the server was stopped while it started")
+        except BaseException:
+            for pool in (runtime.pool, runtime.disk.pool, runtime.log):
+                pool.close()
+            raise
+
     def _make_runtime(self, wakeup: Wakeup) -> Runtime:
         loop = asyncio.get_running_loop()
         settings = self._settings
-        pool = Pool(wakeup, name="waitress_async", threads=settings.threads, max_queue=settings.max_queue)
-        try:
+        threads = settings.threads
+        spares = _SPARES * threads if settings.spare_threads is None else settings.spare_threads
+        pools = contextlib.ExitStack()  # what is left running if one of them cannot be made
+        with pools:
+            pool = Pool(
+                wakeup,
+                name="waitress_async",
+                threads=threads,
+                max_queue=settings.max_queue,
+                spares=spares,
+            )
+            pools.callback(pool.close)
+            disk = PoolExecutor(wakeup, name="waitress_async-disk", threads=_DISK_THREADS)
+            pools.callback(disk.pool.close)
             log = LogThread(wakeup)
-        except BaseException:
-            pool.close()
-            raise
+            pools.pop_all()
+        spool = Spool(
+            settings.tmp_dir, limit=settings.spool_limit, min_free=settings.spool_min_free, executor=disk
+        )
+        memory = BufferMemory(settings.buffer_memory)
+        outputs = OutputStore(
+            overflow=min(settings.outbuf_overflow, settings.outbuf_high_watermark),
+            high_watermark=settings.outbuf_high_watermark,
+            memory=memory,
+            spool=spool,
+            waiting=pool.lending,
+            promise=pool.promise,
+        )
         return Runtime(
             loop=loop,
             settings=settings,
@@ -130,8 +171,12 @@ class Server:
             application=Application(self._app, copy_context(), HeadEncoder(), settings.expose_tracebacks),
             wakeup=wakeup,
             pool=pool,
+            disk=disk,
+            spool=spool,
+            memory=memory,
+            outputs=outputs,
             log=log,
-            connections=Connections(loop, log, connection_limit(settings, log), self._make_protocol),
+            connections=Connections(loop, log, memory, connection_limit(settings, log), self._make_protocol),
         )
 
     def _make_protocol(self, peer: Address, listener: Address) -> HTTPProtocol:
@@ -230,6 +275,8 @@ class Server:
                 self._abort()
             await self._unwind()
         finally:  # also when this task is cancelled, as by the end of asyncio.run()
+            for pool in (self._runtime.pool, self._runtime.disk.pool):
+                pool.close()
             self._runtime.log.close()
             self._enter_stopped()
 
@@ -242,8 +289,7 @@ class Server:
         try:
             async with asyncio.timeout_at(self._stop_at) as self._deadline:
                 await connections.wait_empty()
-                runtime.pool.close()
-                await runtime.pool.wait_closed()
+                await self._close_pools()
         except TimeoutError:
             if len(connections):
                 runtime.log.log(
@@ -256,14 +302,26 @@ class Server:
         self._deadline = None
         self._runtime.connections.abort()
         self._runtime.connections.stop_sweeping()
-        self._runtime.pool.close()
+
+    async def _close_pools(self) -> None:
+        """Wait for the app's threads to end, and then for those that wait for the disk."""
+        runtime = self._runtime
+        runtime.pool.close()
+        await runtime.pool.wait_closed()
+        await runtime.spool.wait_closed()
+        runtime.disk.pool.close()
+        await runtime.disk.pool.wait_closed()
 
     async def _unwind(self) -> None:
         """Wait for connections and threads that were cut, and name those that do not end."""
         runtime = self._runtime
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(runtime.connections.wait_empty(), _UNWIND_TIMEOUT)
-        if stuck := await runtime.pool.wait_closed(_UNWIND_TIMEOUT):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._close_pools(), _UNWIND_TIMEOUT)
+        runtime.disk.pool.close()
+        await runtime.disk.pool.wait_closed(_UNWIND_TIMEOUT)
+        if stuck := [*runtime.pool.names, *runtime.disk.pool.names]:
             runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), ", ".join(stuck))
         runtime.log.close()
         await runtime.log.wait_closed(_UNWIND_TIMEOUT)

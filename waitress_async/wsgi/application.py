@@ -6,11 +6,13 @@ import enum
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from waitress_async.buffers import ReadOnlyFileBasedBuffer
-from waitress_async.errors import ClientDisconnected, InternalServerError
+from waitress_async.errors import ClientDisconnected, InternalServerError, ResponseNotStored
 from waitress_async.http import HeadEncoder, ResponseHead, error_response
 from waitress_async.wsgi.environ import Environ
 
@@ -23,6 +25,9 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 
 # A list of chunks up to this size, in bytes, is joined and sent as one.
 _JOIN_LIMIT: Final = 65_536
+
+# A file up to this size, in bytes, is read by the app's thread: sending it in another way costs more.
+_SMALL_FILE: Final = 65_536
 
 _TOO_LONG: Final = (
     "application-written content exceeded the number of bytes specified by Content-Length header (%s)"
@@ -39,10 +44,16 @@ class Sink(Protocol):
         """Set the head, and the body's length where it is known and the head does not say it."""
 
     def write(self, data: bytes) -> None:
-        """Send some of the body. May wait for the client. Raises ClientDisconnected."""
+        """Send some of the body. May wait for the client. Raises ClientDisconnected, ResponseNotStored."""
 
-    def finish(self, data: bytes) -> None:
+    def finish(self, chunks: Sequence[bytes]) -> None:
         """Send the last of the body, maybe nothing or all of it."""
+
+    def finish_file(self, descriptor: int, offset: int, count: int, close: Callable[[], object]) -> None:
+        """Send `count` bytes of a file, from `offset` on, as the last of the body.
+
+        `close()` is called once, on a thread where apps may run, when that is done or nobody wants it.
+        """
 
     def abort(self) -> None:
         """Send what was written, then cut, so that the client sees that the body is not whole."""
@@ -58,26 +69,33 @@ def run_application(
 ) -> None:
     """Call the app, send its response to `sink`, and close its iterable exactly once, on every way out.
 
-    Returns normally whatever the app raises: before the head was sent that is a 500, after it the
-    response is cut; both are logged.
+    A file that is handed to `Sink.finish_file` is closed later, by that. Returns normally whatever the app
+    raises: before the head was sent that is a 500, after it the response is cut; both are logged.
     """
     response = _Response(environ, sink, encoder)
     result: Iterable[bytes] | None = None
     try:
         result = app(environ, response.start_response)
-        response.send(result)
+        if response.send(result):
+            result = None  # somebody else's to close
     except ClientDisconnected:
         response.client_disconnected()
+    except ResponseNotStored:
+        pass  # has been told where it was raised
     except BaseException as error:
         logger.exception("Exception while serving %s", response.path)
         response.fail(error, expose_tracebacks)
     finally:
-        try:
-            close: Callable[[], object] | None = getattr(result, "close", None)
-            if close is not None:
-                close()
-        except BaseException:
-            logger.exception("Exception in close() while serving %s", response.path)
+        _close(result, response.path)
+
+
+def _close(result: object, path: str) -> None:
+    try:
+        close: Callable[[], object] | None = getattr(result, "close", None)
+        if close is not None:
+            close()
+    except BaseException:
+        logger.exception("Exception in close() while serving %s", path)
 
 
 class _Phase(enum.Enum):
@@ -145,11 +163,13 @@ class _Response:
             self._begin(None)
             self._write(data)
 
-    def send(self, result: Iterable[bytes]) -> None:
-        """Send what the app returned."""
+    def send(self, result: Iterable[bytes]) -> bool:
+        """Send what the app returned. Returns whether it is still in use, and closed by whoever uses it."""
         if isinstance(result, list | tuple):
             self._send_complete(result)
-            return
+            return False
+        if isinstance(result, ReadOnlyFileBasedBuffer) and self._send_file(result):
+            return True
         length = self._length_of_file(result)
         single = length is None and _is_single(result)
         for chunk in result:
@@ -159,21 +179,43 @@ class _Response:
                 if not self._write(chunk):
                     break
         self._end()
+        return False
 
     def _send_complete(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
+        """Send a body that is all there: with the head, at once, whatever the client does."""
+        length = 0
         for chunk in chunks:
             _check_chunk(chunk)
-        if len(chunks) > 1:
-            length = sum(map(len, chunks))
-            if length <= _JOIN_LIMIT:
-                chunks = (b"".join(chunks),)
-        else:
-            length = len(chunks[0]) if chunks else 0
+            length += len(chunk)
+        if len(chunks) > 1 and length <= _JOIN_LIMIT:
+            chunks = (b"".join(chunks),)
         self._begin(length)
+        if self._phase is _BODY and (self._remaining is None or self._remaining == length):
+            self._remaining = 0
+            self._finish(chunks)
+            return
         for chunk in chunks:
             if chunk and not self._write(chunk):
                 break
         self._end()
+
+    def _send_file(self, file: ReadOnlyFileBasedBuffer) -> bool:
+        """Hand over a real file, to be sent without a thread. Returns whether that was done."""
+        descriptor = file.descriptor()
+        head = self._head
+        if descriptor is None or self._phase is not _HEAD or head is None:
+            return False
+        size = file.prepare()
+        count = size if head.content_length is None else head.content_length
+        if not _SMALL_FILE < count <= size:
+            return False
+        self._begin(count)
+        if self._phase is not _BODY:  # to a HEAD request, say
+            return False
+        self._phase = _COMPLETE
+        close = partial(copy_context().run, _close, file, self.path)
+        self._sink.finish_file(descriptor, file.file.tell(), count, close)
+        return True
 
     def _length_of_file(self, result: Iterable[bytes]) -> int | None:
         """The length of a wsgi.file_wrapper over a real file, from its current position."""
@@ -192,7 +234,7 @@ class _Response:
         if self._is_head or not head.allows_body:
             self._surplus = "" if self._is_head else _NOT_ALLOWED
             self._sink.begin(head, length or None)
-            self._finish(b"")
+            self._finish(())
         else:
             self._length = length if head.content_length is None else head.content_length
             self._remaining = self._length
@@ -214,12 +256,17 @@ class _Response:
                 data = data[: self._remaining]
             self._remaining -= len(data)
             if not self._remaining:
-                self._finish(data)
+                self._finish((data,))
                 return bool(self._surplus)
         try:
             self._sink.write(data)
         except ClientDisconnected:
             self.client_disconnected()
+            raise
+        except ResponseNotStored as error:
+            logger.error("The response to %s is cut, for it could not be stored: %s", self.path, error)
+            self.cut()
+            self._phase = _GONE
             raise
         return True
 
@@ -228,9 +275,9 @@ class _Response:
             logger.warning(self._surplus, self.path)
             self._surplus = ""
 
-    def _finish(self, data: bytes) -> None:
+    def _finish(self, chunks: Sequence[bytes]) -> None:
         self._phase = _COMPLETE
-        self._sink.finish(data)
+        self._sink.finish(chunks)
 
     def _end(self) -> None:
         """The app has nothing more to give."""
@@ -248,7 +295,7 @@ class _Response:
             )
             self.cut()
         else:
-            self._finish(b"")
+            self._finish(())
 
     def client_disconnected(self) -> None:
         """Nobody is there to send the rest to."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, BinaryIO, TextIO
 
-from waitress_async.buffers import ReadOnlyFileBasedBuffer
+from waitress_async.buffers import ReadOnlyFileBasedBuffer, SpooledBody
 from waitress_async.http import Request
 
 Environ = dict[str, Any]
@@ -38,6 +39,7 @@ def base_environ(
         "wsgi.run_once": False,
         "wsgi.file_wrapper": ReadOnlyFileBasedBuffer,
         "wsgi.input_terminated": True,
+        "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
     }
 
 
@@ -45,13 +47,12 @@ def request_environ(
     base: Environ,
     request: Request,
     body: BinaryIO,
-    body_length: int,
     client_disconnected: Callable[[], bool],
 ) -> Environ:
-    """The environ of a request whose body is complete, at position 0 of `body`, and `body_length` bytes long.
+    """The environ of a request that is read from `body`.
 
-    A chunked request gets a CONTENT_LENGTH, for apps read no further than that. No field can
-    override another key: all their names begin with HTTP_ but for CONTENT_TYPE and CONTENT_LENGTH.
+    No field can override another key: all their names begin with HTTP_ but for CONTENT_TYPE and
+    CONTENT_LENGTH.
     """
     environ = base.copy()
     environ.update(request.fields)
@@ -62,6 +63,15 @@ def request_environ(
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.http_11 else "HTTP/1.0"
     environ["wsgi.input"] = body
     environ["waitress.client_disconnected"] = client_disconnected
-    if request.chunked:
-        environ["CONTENT_LENGTH"] = str(body_length)
     return environ
+
+
+def add_complete_body(environ: Environ, body: SpooledBody) -> None:
+    """Say of a body that it is complete. A chunked one gets a CONTENT_LENGTH, for apps read no further."""
+    environ["CONTENT_LENGTH"] = str(body.size)
+    environ["waitress_async.spool"] = body
+
+
+def add_streamed_body(environ: Environ) -> None:
+    """Say of a body that it is still coming."""
+    environ["waitress_async.spool"] = None
