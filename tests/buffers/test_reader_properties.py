@@ -256,7 +256,6 @@ class Setting:
         """Thresholds that short streams reach."""
         patch.setattr(reader, "COPY_BYTES", self.batch)
         patch.setattr(reader, "_SHORT_BATCH", self.batch // 2 + 1)
-        patch.setattr(reader, "_SHORTEST_BATCH", self.batch // 4 + 1)
 
     def world(self, data: bytes) -> World:
         disk = SlowDisk(self.disk)

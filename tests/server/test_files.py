@@ -196,10 +196,14 @@ def assert_hello(server: RunningServer, times: int = 1) -> None:
 
 
 def wait_logged(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
-    """Wait for the one record of the server."""
+    """Wait for the one record of the server that says that something is wrong."""
 
     def records() -> list[logging.LogRecord]:
-        return [record for record in list(caplog.records) if record.name == "waitress_async"]
+        return [
+            record
+            for record in list(caplog.records)
+            if record.name == "waitress_async" and record.levelno >= logging.WARNING
+        ]
 
     eventually(records, "it was logged")
     (record,) = records()

@@ -125,7 +125,7 @@ class Input:
                 self._more.wait_for(lambda: self._data or self._ended or self._error is not None)
         with self._lock:
             if self._error is not None:
-                raise self._error
+                raise self._error.with_traceback(None)  # or it would collect those of all reads
             size = min(len(view), len(self._data))
             view[:size] = self._data[:size]
             del self._data[:size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -123,10 +124,7 @@ class Output:
                     self._append(data)
                     self._announce()
                     return
-                if self._ring is None:
-                    self._ring = Ring(self._store.spool, self._store.high_watermark)
-                    self._writing = threading.Lock()
-                    self._drained = threading.Condition(self._lock)
+                self._make_ring()
         try:
             self._write_to_disk(data)
         except ClientDisconnected:
@@ -134,6 +132,12 @@ class Output:
         except OSError as error:
             self.abort()
             raise ResponseNotStored(str(error)) from error
+
+    def _make_ring(self) -> None:
+        if self._ring is None:
+            self._ring = Ring(self._store.spool, self._store.high_watermark)
+            self._writing = threading.Lock()
+            self._drained = threading.Condition(self._lock)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -229,9 +233,16 @@ class Output:
     def finish_file(self, descriptor: int, offset: int, size: int, close: Callable[[], object]) -> None:
         """Hand over `size` bytes of a file, from `offset` on, as the last of the body.
 
-        `close()` is called once by one of the pool's threads, when they have been sent or will not be.
+        `close()` is called once by one of the pool's threads, when they have been sent or will not be. The
+        descriptor is duplicated: what the app does with its own cannot put another file under the number.
         """
-        file = SharedFile(descriptor, self._store.promise(close))
+        duplicate = os.dup(descriptor)
+
+        def close_both() -> None:
+            os.close(duplicate)
+            close()
+
+        file = SharedFile(duplicate, self._store.promise(close_both))
         self._finish((FileRegion(file, offset, size),), 0, has_region=True)
 
     def _finish(self, chunks: Sequence[Piece], size: int, *, has_region: bool) -> None:
@@ -271,18 +282,23 @@ class Output:
         with self._lock:
             if self._closed or self._finished:
                 return False
-            if self._ring is None:
-                self._ring = Ring(self._store.spool, self._store.high_watermark)
-            ring = self._ring
-            room = self._store.high_watermark - self._unsent()
-        if len(data) > room:
+            self._make_ring()
+        assert self._ring is not None
+        assert self._writing is not None
+        if not self._writing.acquire(blocking=False):  # a thread of the app's own writes to it
             return False
         try:
-            ring.write(memoryview(data))
+            with self._lock:
+                room = self._store.high_watermark - self._unsent()
+            if len(data) > room:
+                return False
+            self._ring.write(memoryview(data))
+            with self._lock:
+                self._ring.advance(len(data))
         except OSError:
             return False
-        with self._lock:
-            ring.advance(len(data))
+        finally:
+            self._writing.release()
         return True
 
     def abort(self) -> None:

@@ -214,7 +214,7 @@ class ReadOnlyFileBasedBuffer(FileBasedBuffer):
     def prepare(self, size: int | None = None) -> int:
         """Settle how many bytes to send: from the position to the end, and at most `size`. Return it.
 
-        The position stays where it is. A file that is not seekable cannot be measured: the answer is
+        The position stays where it is. A file that cannot seek to its end cannot be measured: the answer is
         0, and iterating still yields all of it. Raises `ValueError` for a negative `size`.
         """
         file = self.getfile()
@@ -222,7 +222,10 @@ class ReadOnlyFileBasedBuffer(FileBasedBuffer):
             raise ValueError(f"size must not be negative, not {size}")
         if _is_seekable(file):
             position = file.tell()
-            file.seek(0, SEEK_END)
+            try:
+                file.seek(0, SEEK_END)
+            except OSError:  # as in /proc
+                return 0
             unread = max(file.tell() - position, 0)
             file.seek(position)
             self.remain = unread if size is None else min(unread, size)

@@ -18,7 +18,7 @@ class BufferMemory:
     __slots__ = ("_limit", "_lock", "_near", "full", "near", "used")
 
     def __init__(self, limit: int) -> None:
-        """`limit` in bytes."""
+        """`limit` in bytes. `full` is beyond it, `near` beyond three quarters of it."""
         self._limit = limit
         self._near = int(limit * _NEAR)
         self._lock = Lock()
@@ -30,5 +30,5 @@ class BufferMemory:
         """`size` bytes more are held, or fewer if it is negative."""
         with self._lock:
             self.used = used = self.used + size
-            self.near = used >= self._near
-            self.full = used >= self._limit
+            self.near = used > self._near
+            self.full = used > self._limit

@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer
 
-# When memory is short, a reader goes to disk with so many bytes, and when there is none left, with so many.
+# When memory is short, a reader goes to disk with so many bytes; when there is none left, with any.
 _SHORT_BATCH: Final = 65_536
-_SHORTEST_BATCH: Final = 4_096
 
 # Times that `retry` finds neither memory nor disk before the reader gives up.
 _TRIES: Final = 30
@@ -493,9 +492,7 @@ class BufferReader:
         if size >= (COPY_BYTES if self._file is not None else max(self._overflow, COPY_BYTES)):
             return True
         memory = self._memory
-        return (
-            memory is not None and memory.near and size >= (_SHORTEST_BATCH if memory.full else _SHORT_BATCH)
-        )
+        return memory is not None and memory.near and size >= (1 if memory.full else _SHORT_BATCH)
 
     def _store(self, expected: int = 0) -> None:
         """Have the tail written by a thread. `_update_pause` is the caller's."""

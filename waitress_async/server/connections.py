@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import socket
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 _SWEEP_INTERVAL: Final = 1.0  # seconds
 
-# While memory is short, it is looked for so often, in seconds.
-_MEMORY_INTERVAL: Final = 0.02
+# While there is no memory, so many connections at a time may read once for a body, so often, in seconds.
+_LET_THROUGH: Final = 8
+_LET_THROUGH_INTERVAL: Final = 0.02
 
 # At the limit it is reached again with every connection that closes; that is said so often, in seconds.
 _TELL_INTERVAL: Final = 10.0
@@ -56,7 +58,8 @@ class Connections:
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._memory_timer: asyncio.TimerHandle | None = None
-        self.short_of_memory = False  # no bodies are read, but where an app waits for them
+        self._held_back: dict[HTTPProtocol, None] = {}  # which wait for their turn to read, in order
+        self.short_of_memory = False
         self._lost = asyncio.Event()
 
     def __len__(self) -> int:
@@ -137,6 +140,7 @@ class Connections:
         """`protocol` has lost its connection, or never had one. Makes room for another."""
         self._open.discard(protocol)
         self._protocols.discard(protocol)
+        self._held_back.pop(protocol, None)
         self._lost.set()
         if self.full and len(self) < self._limit:
             self.full = False
@@ -163,18 +167,28 @@ class Connections:
 
     # -- memory
 
-    def hold_back(self) -> None:
-        """Memory is full: read no bodies until there is some again. What is held goes to disk meanwhile."""
+    def memory_is_full(self) -> None:
+        """Have connections take turns in reading bodies, until there is memory again."""
         self.short_of_memory = True
-        self._look_for_memory()
-
-    def _look_for_memory(self) -> None:
-        self._memory_timer = None
-        self.short_of_memory = self._memory.near
         for protocol in list(self._protocols):
             protocol.reconsider()
-        if self.short_of_memory:
-            self._memory_timer = self._loop.call_later(_MEMORY_INTERVAL, self._look_for_memory)
+        self._memory_timer = self._loop.call_later(_LET_THROUGH_INTERVAL, self._let_through)
+
+    def hold_back(self, protocol: HTTPProtocol) -> None:
+        """Have `protocol` wait for its turn."""
+        self._held_back.setdefault(protocol)
+
+    def _let_through(self) -> None:
+        self._memory_timer = None
+        if self._memory.near:
+            turn = list(itertools.islice(self._held_back, _LET_THROUGH))
+            self._memory_timer = self._loop.call_later(_LET_THROUGH_INTERVAL, self._let_through)
+        else:
+            turn = list(self._held_back)
+            self.short_of_memory = False
+        for protocol in turn:
+            del self._held_back[protocol]
+            protocol.let_through()
 
     # -- time
 

@@ -189,7 +189,7 @@ class HTTPProtocol(asyncio.Protocol):
             elif isinstance(event, Data):
                 self._body.feed_data(event.data)
                 if self._runtime.memory.full and not self._runtime.connections.short_of_memory:
-                    self._runtime.connections.hold_back()
+                    self._runtime.connections.memory_is_full()
                 pieces += 1
                 if pieces == _PIECES_A_TURN:
                     self._yielded = True
@@ -230,7 +230,10 @@ class HTTPProtocol(asyncio.Protocol):
         """Read no further while what was read has to wait, but for a little: an end or a reset is seen so."""
         unread = self._connection.unread
         self._count_unread(unread)
-        full = wait is _FOR_BODY or (wait is not _GO and unread > _LOOK_AHEAD) or self._is_held_back()
+        full = wait is _FOR_BODY or (wait is not _GO and unread > _LOOK_AHEAD)
+        if not full and self._has_to_wait_for_memory():
+            full = True
+            self._runtime.connections.hold_back(self)
         if full is not self._reading_paused:
             self._reading_paused = full
             if full:
@@ -238,8 +241,8 @@ class HTTPProtocol(asyncio.Protocol):
             else:
                 self._transport.resume_reading()
 
-    def _is_held_back(self) -> bool:
-        """Whether a body is not read because memory is short. It is if an app waits for it, to free some."""
+    def _has_to_wait_for_memory(self) -> bool:
+        """Whether a body waits because memory is short. Not if an app waits for it, which may free some."""
         if not self._runtime.connections.short_of_memory or self._connection.receiving is not _BODY:
             return False
         exchange = self._exchange
@@ -415,11 +418,17 @@ class HTTPProtocol(asyncio.Protocol):
     # -- the server's wishes
 
     def reconsider(self) -> None:
-        """Memory is short, or no longer: go on if that is possible, and put on disk what belongs there."""
+        """Memory is short: put on disk what belongs there now, and wait for a turn to read."""
         if self._connection.receiving is _BODY and not self._transport.is_closing():
             if self._exchange is not None and isinstance(self._exchange.body, BufferReader):
                 self._exchange.body.store_if_due()
-            self._advance()
+            self._bound_look_ahead(self._waits_for())
+
+    def let_through(self) -> None:
+        """Read once for the body, though memory may be short."""
+        if not self._transport.is_closing() and self._waits_for() is _GO:
+            self._reading_paused = False
+            self._transport.resume_reading()
 
     def drain(self) -> None:
         """Close now if nothing is under way, otherwise after the response."""

@@ -49,10 +49,11 @@ class Sink(Protocol):
     def finish(self, chunks: Sequence[bytes]) -> None:
         """Send the last of the body, maybe nothing or all of it."""
 
-    def finish_file(self, descriptor: int, offset: int, count: int, close: Callable[[], object]) -> None:
-        """Send `count` bytes of a file, from `offset` on, as the last of the body.
+    def finish_file(self, descriptor: int, offset: int, size: int, close: Callable[[], object]) -> None:
+        """Send `size` bytes of a file, from `offset` on, as the last of the body.
 
-        `close()` is called once, on a thread where apps may run, when that is done or nobody wants it.
+        `close()` is called once, on a thread where apps may run, when that is done or nobody wants it. Raises
+        OSError if it cannot be done so, and `close` is forgotten.
         """
 
     def abort(self) -> None:
@@ -168,7 +169,7 @@ class _Response:
         if isinstance(result, list | tuple):
             self._send_complete(result)
             return False
-        if isinstance(result, ReadOnlyFileBasedBuffer) and self._send_file(result):
+        if type(result) is ReadOnlyFileBasedBuffer and self._send_file(result):
             return True
         length = self._length_of_file(result)
         single = length is None and _is_single(result)
@@ -212,9 +213,12 @@ class _Response:
         self._begin(count)
         if self._phase is not _BODY:  # to a HEAD request, say
             return False
-        self._phase = _COMPLETE
         close = partial(copy_context().run, _close, file, self.path)
-        self._sink.finish_file(descriptor, file.file.tell(), count, close)
+        try:
+            self._sink.finish_file(descriptor, file.file.tell(), count, close)
+        except OSError:  # no descriptor is left for it
+            return False
+        self._phase = _COMPLETE
         return True
 
     def _length_of_file(self, result: Iterable[bytes]) -> int | None:
