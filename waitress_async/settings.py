@@ -224,7 +224,7 @@ class Settings:
         None,
         unit="threads",
         minimum=0,
-        help="Threads lent, beyond threads, while others wait for slow clients; none is 4 for each thread.",
+        help="Extra threads that run requests while others wait for slow clients; none is 4 for each thread.",
         used_by="bridge",
     )
     max_queue: int = setting(
@@ -255,7 +255,7 @@ class Settings:
         524_288,
         unit="bytes",
         minimum=1,
-        help="Request body kept in memory; a larger one goes to a temporary file.",
+        help="Request body from which on it goes to a temporary file; a smaller one stays in memory.",
         used_by="buffers",
     )
     outbuf_overflow: int = setting(
@@ -301,14 +301,14 @@ class Settings:
     )
     stream_request_body: bool = setting(
         False,
-        help="Call the app at the head of a request; wsgi.input then waits for the body.",
+        help="Call the app at the head of every request; wsgi.input then waits for the body.",
         used_by="server",
     )
     stream_request_prefix: tuple[str, ...] = setting(
         (),
         unit="path",
         check=_check_prefixes,
-        help="The same for requests whose path is one of these or below it. "
+        help="Paths, with all below them, for which the app is called at the head of a request. "
         "Several are separated by spaces, or the flag is repeated.",
         used_by="server",
     )

@@ -76,15 +76,15 @@ class WatchedSpool(Spool):
         file.__class__ = WatchedFile
         return file
 
-    def closed(self) -> None:
+    def _count_closed(self) -> None:
         self.closings += 1
-        super().closed()
+        super()._count_closed()
 
-    def grow(self, descriptor: int, size: int) -> None:
+    def _grow(self, descriptor: int, size: int) -> None:
         """Within a write."""
         self.at_gate.set()
         assert self.gate.wait(DEADLINE)
-        super().grow(descriptor, size)
+        super()._grow(descriptor, size)
 
     def count_write(self) -> None:
         self.writes += 1
@@ -455,7 +455,7 @@ def test_a_chunk_larger_than_the_watermark_is_given_bit_by_bit(size: int, side: 
     received = b""
     while len(received) < size:
         data, _ = side.drain()
-        assert len(data) <= 100
+        assert side.output._unsent() <= 100  # `drain` may meet the writer more than once
         received += data
     writer.end()
     assert received == chunk

@@ -252,13 +252,13 @@ async def test_closing_while_the_disk_is_written(
     memory = BufferMemory(1 << 30)
     memory.add(5)  # somebody else's
     closed: list[Spool] = []
-    tell = Spool.closed
+    tell = Spool._count_closed
 
     def told(spool: Spool) -> None:
         closed.append(spool)
         tell(spool)
 
-    monkeypatch.setattr(Spool, "closed", told)
+    monkeypatch.setattr(Spool, "_count_closed", told)
     reader = source.reader(spool=spool, memory=memory)
     reader.feed_data(PATTERN)
     reader.feed_data(b"tail")

@@ -465,13 +465,13 @@ async def test_a_file_discarded_on_a_loops_thread_is_closed_by_another(
     threads: list[threading.Thread] = []
     file = spool.open()
     file.append(b"data")
-    tell = spool.closed
+    tell = spool._count_closed
 
     def told() -> None:
         threads.append(threading.current_thread())
         tell()
 
-    monkeypatch.setattr(spool, "closed", told)
+    monkeypatch.setattr(spool, "_count_closed", told)
     spool.discard(file)
     await spool.wait_closed()
     assert (spool.files, spool.used) == (0, 0)

@@ -1,7 +1,6 @@
 """The only place where threads meet the loop: pool, input, output, wake-ups, the log's thread."""
 
-from waitress_async.bridge.executor import PoolExecutor
-from waitress_async.bridge.in_thread import in_thread
+from waitress_async.bridge.executor import PoolExecutor, in_thread
 from waitress_async.bridge.input import Input
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.output import Output, OutputStore, Piece

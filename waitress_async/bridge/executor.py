@@ -1,7 +1,8 @@
-"""A pool with the face of `concurrent.futures`, for libraries that want an executor."""
+"""A pool with the face of `concurrent.futures`, for libraries that want an executor; and one-call threads."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -29,6 +30,21 @@ class PoolExecutor(Executor):
         future: Future[T] = Future()
         self.pool.submit(partial(_run, future, partial(fn, *args, **kwargs)))
         return future
+
+
+async def in_thread(wakeup: Wakeup, name: str, function: Callable[[], T]) -> T:
+    """Return `function()`, or raise what it raises, from a thread of its own named `name-1`.
+
+    For what blocks, seldom happens, and must not wait for the app's threads. Cancelling it leaves the thread
+    to its own devices. Unlike `asyncio.to_thread` it leaves the loop's default executor alone, which is the
+    caller's.
+    """
+    executor = PoolExecutor(wakeup, name=name, threads=1)
+    result = asyncio.wrap_future(executor.submit(function))
+    executor.pool.close()
+    await asyncio.wait([result])
+    await executor.pool.wait_closed()
+    return result.result()
 
 
 def _run(future: Future[T], function: Callable[[], T]) -> None:

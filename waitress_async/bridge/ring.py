@@ -9,8 +9,8 @@ from waitress_async.errors import ClientDisconnected
 class Ring:
     """`capacity` bytes of disk. Positions count on for ever; the file has their remainders.
 
-    `write` is for one thread at a time, and waits for the disk. What it wrote is there when `advance` has
-    said so. All other methods are quick, and under the caller's lock.
+    `write` is for one thread at a time, and waits for the disk. What it wrote counts from `advance` on. All
+    other methods are quick, and under the caller's lock.
     """
 
     __slots__ = ("_capacity", "_closed", "_file", "_sent", "_spool", "_taken", "_written")

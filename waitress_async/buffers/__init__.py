@@ -1,4 +1,4 @@
-"""Bytes at rest: file-based buffers, a buffer that overflows to disk, and the awaitable reader over it."""
+"""Bytes at rest: buffers, the awaitable reader, temporary files, and the bounds on all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from waitress_async.buffers.memory import BufferMemory
 from waitress_async.buffers.overflowable import STRBUF_LIMIT, OverflowableBuffer
 from waitress_async.buffers.reader import BufferReader
 from waitress_async.buffers.regions import FileRegion, SharedFile
-from waitress_async.buffers.spool import Spool, SpooledBody, SpoolFile
+from waitress_async.buffers.spool import Spool, SpooledBody, SpoolFile, check_directory
 
 __all__ = [
     "COPY_BYTES",
@@ -30,4 +30,5 @@ __all__ = [
     "SpoolFile",
     "SpooledBody",
     "TempfileBasedBuffer",
+    "check_directory",
 ]

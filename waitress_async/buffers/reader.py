@@ -495,7 +495,7 @@ class BufferReader:
         return memory is not None and memory.near and size >= (1 if memory.full else _SHORT_BATCH)
 
     def _store(self, expected: int = 0) -> None:
-        """Have the tail written by a thread. `_update_pause` is the caller's."""
+        """Have the tail written by a thread, and pause feeding meanwhile."""
         loop = get_running_loop()
         self._batch, self._tail = self._tail, self._batch
         self._storing = loop.create_task(self._write_batch(expected))

@@ -82,20 +82,7 @@ class Spool:
             raise
         return file
 
-    def check(self) -> None:
-        """Try whether a file can be made at all; a full disk is no reason why not.
-
-        Raises OSError, which names the folder. On a thread that may wait for the disk.
-        """
-        directory = self._directory or tempfile.gettempdir()
-        try:
-            os.close(_open_unnamed(directory))
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                text = f"{error.strerror}: temporary files cannot be made in {directory!r} (setting: tmp_dir)"
-                raise OSError(error.errno, text) from error
-
-    def grow(self, descriptor: int, size: int) -> None:
+    def _grow(self, descriptor: int, size: int) -> None:
         """Count `size` bytes more, on the file system of `descriptor`. Raises SpoolFull."""
         self._check_free(descriptor, size)
         with self._lock:
@@ -115,12 +102,12 @@ class Spool:
                 f"temporary files must leave {self._min_free} bytes free", setting="spool_min_free"
             )
 
-    def shrink(self, size: int) -> None:
+    def _shrink(self, size: int) -> None:
         """Count `size` bytes less."""
         with self._lock:
             self.used -= size
 
-    def closed(self) -> None:
+    def _count_closed(self) -> None:
         """Count one file less."""
         with self._lock:
             self.files -= 1
@@ -147,13 +134,27 @@ class Spool:
             await asyncio.wait(self._closing)
 
 
+def check_directory(directory: str | None) -> None:
+    """Try whether temporary files can be made there at all; a full disk is no reason why not.
+
+    `directory` as for `Spool`. Raises OSError, which names it. On a thread that may wait for the disk.
+    """
+    directory = directory or tempfile.gettempdir()
+    try:
+        os.close(_open_unnamed(directory))
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            text = f"{error.strerror}: temporary files cannot be made in {directory!r} (setting: tmp_dir)"
+            raise OSError(error.errno, text) from error
+
+
 class SpoolFile(SharedFile):
     """A temporary file without a name, written and read by position. It is gone when it is closed.
 
     Each call may wait for the disk, and is for threads that are allowed to.
     """
 
-    __slots__ = ("_counted", "_file", "_raw", "_spool", "size")
+    __slots__ = ("_counted", "_file", "_kept", "_raw", "_spool", "size")
 
     def __init__(self, spool: Spool, raw: FileIO) -> None:
         """See `Spool.open`."""
@@ -162,6 +163,7 @@ class SpoolFile(SharedFile):
         self._raw = raw
         self._file: BufferedRandom | None = None
         self._counted = 0
+        self._kept = False  # somebody has given it a name
         self.size = 0
         """Bytes in it."""
 
@@ -170,8 +172,8 @@ class SpoolFile(SharedFile):
         view = memoryview(data).cast("B")
         with self as descriptor:
             more = max(0, offset + len(view) - self._counted)
-            if more:
-                self._spool.grow(descriptor, more)
+            if more and not self._kept:
+                self._spool._grow(descriptor, more)
                 self._counted += more
             while view:
                 written = os.pwrite(descriptor, view, offset)
@@ -189,7 +191,10 @@ class SpoolFile(SharedFile):
             return os.pread(descriptor, size, offset)
 
     def getfile(self) -> BinaryIO:
-        """Return a file object of it at position 0, the same one each time. It closes with this file."""
+        """Return a file object of it at position 0; the same one each time, closed with this.
+
+        What is written by way of it is not counted, and bounded by the disk alone.
+        """
         if self.closed:
             raise ValueError("the file is closed")
         if self._file is None:
@@ -213,9 +218,10 @@ class SpoolFile(SharedFile):
             except FileExistsError:
                 raise
             except (OSError, NotImplementedError):
-                copy_to(path, lambda offset: os.pread(descriptor, COPY_BYTES, offset))
+                _copy_to(path, lambda offset: os.pread(descriptor, COPY_BYTES, offset))
             else:
-                self._spool.shrink(self._counted)
+                self._kept = True
+                self._spool._shrink(self._counted)
                 self._counted = 0
 
     def _close_file(self) -> None:
@@ -224,8 +230,8 @@ class SpoolFile(SharedFile):
                 self._file.close()
         with contextlib.suppress(OSError):
             self._raw.close()
-        self._spool.shrink(self._counted)
-        self._spool.closed()
+        self._spool._shrink(self._counted)
+        self._spool._count_closed()
 
 
 class SpooledBody:
@@ -266,12 +272,12 @@ class SpooledBody:
             return file.read(COPY_BYTES)
 
         try:
-            copy_to(path, read)
+            _copy_to(path, read)
         finally:
             file.seek(position)
 
 
-def copy_to(path: StrPath, read: Callable[[int], bytes]) -> None:
+def _copy_to(path: StrPath, read: Callable[[int], bytes]) -> None:
     """Make a new file of what `read(offset)` gives, up to nothing. Nothing is left of one that fails."""
 
     def private(name: str, flags: int) -> int:

@@ -74,7 +74,10 @@ class FileSender:
             await drained
         _check_open(transport)
         transport.set_write_buffer_limits()
-        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+        try:
+            descriptor = os.dup(transport.get_extra_info("socket").fileno())
+        except OSError:  # no descriptor is left: the other way needs none
+            return region
         out = SharedFile(descriptor, lambda: os.close(descriptor))
         try:
             while left:

@@ -96,7 +96,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._last_activity = 0.0
         self._linger_until: float | None = None
         self._linger_bytes = 0
-        self._progress = 0, 0  # what the transport held, and of files was sent, when that was last looked at
+        self._progress = 0, 0  # bytes that the transport held, and of files were sent, at the last sweep
 
     # -- asyncio's callbacks
 
@@ -150,10 +150,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._sender.close()
         self._count_unread(0)
         if exchange is not None:
-            if isinstance(exchange.body, Input):
-                exchange.body.set_exception(ClientDisconnected("the client is gone"))
-            elif exchange.body is not None and self._connection.receiving is not _DONE:
-                exchange.body.close()
+            self._give_up_body(exchange, "the client is gone")
         self._runtime.connections.lost(self)
 
     # -- requests
@@ -227,7 +224,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._advance()
 
     def _bound_look_ahead(self, wait: Wait) -> None:
-        """Read no further while what was read has to wait, but for a little: an end or a reset is seen so."""
+        """Read no further while what was read has to wait; but a little, so that a reset is seen."""
         unread = self._connection.unread
         self._count_unread(unread)
         full = wait is _FOR_BODY or (wait is not _GO and unread > _LOOK_AHEAD)
@@ -356,11 +353,8 @@ class HTTPProtocol(asyncio.Protocol):
         exchange = self._exchange
         self._exchange = None
         self._sender.drop_source()
-        if exchange is not None and exchange.body is not None:
-            if isinstance(exchange.body, Input):
-                exchange.body.set_exception(ClientDisconnected(f"the request was refused: {error.detail}"))
-            else:
-                exchange.body.close()
+        if exchange is not None:
+            self._give_up_body(exchange, f"the request was refused: {error.detail}")
         sending = self._connection.sending
         if sending is Sending.UNTIL_CLOSE:
             self._reset()
@@ -368,6 +362,14 @@ class HTTPProtocol(asyncio.Protocol):
         if sending is Sending.IDLE:
             self._send_error(error)
         self._linger()
+
+    def _give_up_body(self, exchange: Exchange, reason: str) -> None:
+        """No more of it will come. One that is complete belongs to the thread that runs the exchange."""
+        body = exchange.body
+        if isinstance(body, Input):
+            body.set_exception(ClientDisconnected(reason))
+        elif body is not None and self._connection.receiving is not _DONE:
+            body.close()
 
     def _linger(self) -> None:
         """Close, but read on for a while what the client still sends. Not while others wait for the room."""
@@ -461,5 +463,5 @@ class HTTPProtocol(asyncio.Protocol):
             return
         if unsent or self._sender.is_sending_file:
             self._transport.abort()
-        elif self._exchange is None or self._waits_for() is _GO:
+        elif self._exchange is None or (self._waits_for() is _GO and not self._continue_due):
             self._transport.close()

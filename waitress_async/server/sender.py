@@ -168,8 +168,6 @@ class Sender:
         )
         try:
             await sender.send(region)
-        except asyncio.CancelledError:
-            raise
         except ConnectionError:
             self._file_task = None
             self._transport.abort()

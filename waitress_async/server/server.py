@@ -12,8 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup
-from waitress_async.buffers import BufferMemory, Spool
+from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup, in_thread
+from waitress_async.buffers import BufferMemory, Spool, check_directory
 from waitress_async.errors import ServerClosed
 from waitress_async.http import DefaultFields, HeadEncoder, HeadMemo, Limits
 from waitress_async.server.connections import Connections
@@ -41,7 +41,7 @@ class Phase(enum.Enum):
     """The life of a server. It only ever goes forward."""
 
     NEW = "not started"
-    STARTING = "its addresses are looked up"
+    STARTING = "its folder is tried, and its addresses are looked up"
     READY = "serving"
     DRAINING = "accepting nothing; what is under way is answered"
     ABORTING = "what is still under way is cut"
@@ -81,9 +81,10 @@ class Server:
     async def start(self) -> None:
         """Listen and serve.
 
-        Raises OSError, which names the address, for one that cannot be had, and ServerClosed if the server
-        was started or stopped before; nothing is left open then. Cancelled while a host name is looked
-        up, it leaves a thread that ends when the answer comes.
+        Raises OSError, which names the address that cannot be had, or the folder in which temporary files
+        cannot be made; and ServerClosed if the server was started or stopped before. Nothing is left open
+        then. Cancelled while it waits for the disk or the name service, it leaves a thread that ends when
+        the answer comes.
         """
         if self._phase is not Phase.NEW:
             raise ServerClosed("a server is started once")
@@ -103,28 +104,19 @@ class Server:
             runtime.log.log(logging.INFO, "Serving on %s", url)
 
     async def _open(self, wakeup: Wakeup) -> Runtime:
+        check = partial(check_directory, self._settings.tmp_dir)
+        await in_thread(wakeup, "waitress_async-check", check)
         sockets = await open_sockets(self._settings, wakeup)
         try:
             if self._phase is not Phase.STARTING:
                 raise ServerClosed("the server was stopped while it started")
             runtime = self._make_runtime(wakeup)
-            await self._check_disk(runtime)
         except BaseException:
             for sock in sockets:
                 sock.close()
             raise
         self._addresses = runtime.connections.listen(sockets)
         return runtime
-
-    async def _check_disk(self, runtime: Runtime) -> None:
-        try:
-            await runtime.spool.run(runtime.spool.check)
-            if self._phase is not Phase.STARTING:
-                raise ServerClosed("the server was stopped while it started")
-        except BaseException:
-            for pool in (runtime.pool, runtime.disk.pool, runtime.log):
-                pool.close()
-            raise
 
     def _make_runtime(self, wakeup: Wakeup) -> Runtime:
         loop = asyncio.get_running_loop()

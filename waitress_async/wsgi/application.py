@@ -82,7 +82,7 @@ def run_application(
     except ClientDisconnected:
         response.client_disconnected()
     except ResponseNotStored:
-        pass  # has been told where it was raised
+        pass  # logged where it was raised
     except BaseException as error:
         logger.exception("Exception while serving %s", response.path)
         response.fail(error, expose_tracebacks)
@@ -165,7 +165,7 @@ class _Response:
             self._write(data)
 
     def send(self, result: Iterable[bytes]) -> bool:
-        """Send what the app returned. Returns whether it is still in use, and closed by whoever uses it."""
+        """Send what the app returned. Returns whether it is still in use; its user closes it then."""
         if isinstance(result, list | tuple):
             self._send_complete(result)
             return False
