@@ -294,11 +294,8 @@ def test_an_exception_wakes_the_thread(side: Side) -> None:
     assert side.waiting_now == 0
 
 
-@pytest.mark.parametrize("eof", [False, True])
-def test_after_an_exception_all_reads_raise_it(eof: bool, side: Side) -> None:
+def test_after_an_exception_all_reads_raise_it(side: Side) -> None:
     side.input.feed_data(b"some")
-    if eof:
-        side.input.feed_eof()
     error = ClientDisconnected("the first")
     side.input.set_exception(error)
     side.input.set_exception(ValueError("the second"))
@@ -308,6 +305,15 @@ def test_after_an_exception_all_reads_raise_it(eof: bool, side: Side) -> None:
         with pytest.raises(ClientDisconnected, match="the first"):
             read(side.file)
     assert (len(side.input), side.memory.used) == (0, 0)
+
+
+def test_what_is_complete_stays_so(side: Side) -> None:
+    """The client may leave as soon as it has sent all."""
+    side.input.feed_data(b"all of it")
+    side.input.feed_eof()
+    side.input.set_exception(ClientDisconnected("the client is gone"))
+    assert side.file.read() == b"all of it"
+    side.input.close()
 
 
 def test_after_close_reads_raise_value_error(side: Side) -> None:

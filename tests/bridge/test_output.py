@@ -1036,11 +1036,60 @@ def test_near_the_limit_a_small_overflow_stays_small(make_side: MakeSide) -> Non
     assert (side.held, side.spool.used) == (1_000, 1)
 
 
-def test_near_the_limit_a_chunk_alone_stays_in_memory(make_side: MakeSide) -> None:
-    """It is there already, in the app."""
+def test_near_the_limit_a_chunk_alone_is_stored_too(make_side: MakeSide) -> None:
+    """It is there already, in the app, but an app that generates may be about to let go of it."""
     side = make_side(1_000_000, 500_000, memory=near_memory())
     side.write(bytes(300_000))
+    assert (side.held, side.spool.opened) == (0, 1)
+
+
+def test_a_chunk_alone_stays_in_memory(make_side: MakeSide) -> None:
+    side = make_side(1_000_000, 1_000)
+    side.write(bytes(300_000))
     assert (side.held, side.spool.opened) == (300_000, 0)
+
+
+def test_a_whole_response_beyond_the_ring_waits_while_memory_is_full(make_side: MakeSide) -> None:
+    memory = BufferMemory(NEAR)
+    memory.add(NEAR + 1)
+    side = make_side(100_000, 50_000, memory=memory)
+    chunks = numbered(4, 70_000)
+    writer = Writer(lambda: side.output.finish(chunks))
+    received = b""
+    last = False
+    while not last:
+        data, last = side.drain()
+        received += data
+        assert memory.used <= NEAR + 1 + 65_536
+    writer.end()
+    assert received == b"".join(chunks)
+    assert memory.used == NEAR + 1
+    assert side.spool.files == side.spool.used == 0
+
+
+def test_a_wait_that_was_over_at_once_does_not_spoil_the_next(
+    make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is made just before the thread would wait for it; then the disk has none, and it waits for all."""
+    side = make_side(1_000, 100)
+    side.write(bytes(100), bytes(900))
+    received = [0]
+    wait = Output._wait_until
+
+    def drained_before(output: Output, unsent: int) -> None:
+        if unsent:
+            received[0] += len(side.drain()[0])
+            side.spool._limit = 1
+        wait(output, unsent)
+
+    monkeypatch.setattr(Output, "_wait_until", drained_before)
+    writer = Writer(lambda: side.output.write(bytes(2_000)))
+    deadline = time.monotonic() + DEADLINE
+    while received[0] < 3_000 and time.monotonic() < deadline:
+        received[0] += len(side.drain()[0])
+    writer.end()
+    assert received == [3_000]
+    side.output.abort()
 
 
 def test_near_the_limit_a_whole_response_is_stored(make_side: MakeSide) -> None:

@@ -142,7 +142,7 @@ def test_a_server_stops_while_it_cannot_accept(serve_in_thread: ServeInThread) -
 def test_the_limit_keeps_below_the_descriptors(
     serve_in_thread: ServeInThread, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _which: (104, 104))
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (106, 106))
     server = serve_in_thread(hello, connection_limit=500)
     eventually(lambda: "connection_limit 500 lowered to 2 " in caplog.text, "it was said")
     with Client(server.address) as first, Client(server.address) as second, Client(server.address) as third:

@@ -40,10 +40,11 @@ class Input:
         "_more",
         "_on_first_read",
         "_pause_reading",
-        "_paused",
         "_resume_reading",
         "_waiting",
         "_wakeup",
+        "is_waited_for",
+        "paused",
     )
 
     def __init__(
@@ -65,7 +66,10 @@ class Input:
         self._lock = threading.Lock()
         self._more = threading.Condition(self._lock)
         self._data = bytearray()
-        self._paused = False
+        self.paused = False
+        """Whether `pause_reading` was the last of the two calls."""
+        self.is_waited_for = False
+        """Whether the app waits for more."""
         self._ended = False
         self._error: BaseException | None = None
 
@@ -87,8 +91,8 @@ class Input:
             self._data += data
             self._memory.add(len(data))
             self._more.notify_all()
-            pause = not self._paused and len(self._data) > _HIGH_WATERMARK
-            self._paused = self._paused or pause
+            pause = not self.paused and len(self._data) > _HIGH_WATERMARK
+            self.paused = self.paused or pause
         if pause:
             self._pause_reading(self)
 
@@ -99,9 +103,9 @@ class Input:
             self._more.notify_all()
 
     def set_exception(self, error: BaseException) -> None:
-        """No more of it will come, and what is held is dropped: reads raise `error`."""
+        """Unless it is complete, no more will come: what is held is dropped, and reads raise `error`."""
         with self._lock:
-            if self._error is None:
+            if self._error is None and not self._ended:
                 self._error = error
                 self._drop()
                 self._more.notify_all()
@@ -122,7 +126,9 @@ class Input:
             ready = bool(self._data) or self._ended or self._error is not None
         if not ready:
             with self._waiting(), self._lock:
+                self.is_waited_for = True
                 self._more.wait_for(lambda: self._data or self._ended or self._error is not None)
+                self.is_waited_for = False
         with self._lock:
             if self._error is not None:
                 raise self._error.with_traceback(None)  # or it would collect those of all reads
@@ -130,9 +136,9 @@ class Input:
             view[:size] = self._data[:size]
             del self._data[:size]
             self._memory.add(-size)
-            resume = self._paused and len(self._data) <= _LOW_WATERMARK
+            resume = self.paused and len(self._data) <= _LOW_WATERMARK
             if resume:
-                self._paused = False
+                self.paused = False
         if resume:
             self._wakeup.call(partial(self._resume_reading, self))
         return size
@@ -143,7 +149,7 @@ class Input:
             self._error = ValueError("the app that this request body was for has ended")
             self._drop()
             self._more.notify_all()
-            resume, self._paused = self._paused, False
+            resume, self.paused = self.paused, False
         if resume:
             self._wakeup.call(partial(self._resume_reading, self))
 

@@ -148,8 +148,9 @@ class Output:
     def _fits(self, size: int) -> bool:
         """Whether memory is the place for `size` bytes more. A chunk alone is there already, in the app."""
         store = self._store
-        bound = min(store.overflow, _SHORT_MEMORY) if store.memory.near else store.overflow
-        return self._size + size <= bound or (not self._size and size <= store.high_watermark)
+        if store.memory.near:
+            return self._size + size <= min(store.overflow, _SHORT_MEMORY)
+        return self._size + size <= store.overflow or (not self._size and size <= store.high_watermark)
 
     def _append(self, data: bytes) -> None:
         self._chunks.append(data)
@@ -218,15 +219,22 @@ class Output:
         """Wait until no more than that is left. Raises ClientDisconnected."""
         assert self._drained is not None
         with self._store.waiting(), self._lock:
-            self._wake_at = max(self._wake_at, unsent)
+            self._wake_at = unsent  # nobody else waits: whoever does has `_writing`
             self._drained.wait_for(lambda: self._closed or self._finished or self._unsent() <= unsent)
+            self._wake_at = -1
             self._check_open()
 
     def finish(self, chunks: Sequence[bytes]) -> None:
-        """Hand over the last of the body. Never waits and never raises: it is all there is."""
+        """Hand over the last of the body. Never raises: it is all there is.
+
+        Waits only while memory is full and there is more of it than the disk may take.
+        """
         size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
         if size > _SHORT_MEMORY and self._store.memory.near:
-            chunks = self._store_some(chunks)
+            if size > self._store.high_watermark and self._store.memory.full:
+                chunks = self._write_all(chunks)
+            else:
+                chunks = self._store_some(chunks)
             size = sum(map(len, chunks))
         self._finish(chunks, size, has_region=False)
 
@@ -269,6 +277,15 @@ class Output:
         _close_regions(unwanted)
         if ring is not None:
             ring.close()
+
+    def _write_all(self, chunks: Sequence[bytes]) -> Sequence[bytes]:
+        """Write `chunks` as they would be if they came one by one. Returns nothing, for nothing is left."""
+        try:
+            for chunk in chunks:
+                self.write(chunk)
+        except (ClientDisconnected, ResponseNotStored):
+            pass  # the response is over
+        return ()
 
     def _store_some(self, chunks: Sequence[bytes]) -> Sequence[bytes]:
         """Memory is short: put on disk what can go there without a wait. Returns the rest."""
@@ -375,7 +392,6 @@ class Output:
 
     def _wake_if_drained(self) -> None:
         if self._unsent() <= self._wake_at:
-            self._wake_at = -1
             assert self._drained is not None
             self._drained.notify_all()
 

@@ -184,6 +184,11 @@ class BufferReader:
 
     # The feeding side
 
+    @property
+    def paused(self) -> bool:
+        """Whether `pause_reading()` was the last of the two calls."""
+        return self._paused
+
     def expect(self, size: int) -> None:
         """Say, before anything is fed, that `size` bytes will be.
 

@@ -40,7 +40,8 @@ class Spool:
 
     `directory` is where they are, by default the system's place for such files. `limit` bounds the bytes
     in all of them together, and `min_free` is what they leave free on their file system; 0 is no bound.
-    `executor` runs what waits for the disk; None is the running loop's default one.
+    `executor` runs what waits for the disk; None is the running loop's default one. `loop` is the loop that
+    must not wait, for apps may have loops of their own; None is any.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Spool:
         limit: int = 0,
         min_free: int = 0,
         executor: Executor | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        self._loop = loop
         self._directory = directory
         self._limit = limit
         self._min_free = min_free
@@ -117,10 +120,13 @@ class Spool:
         return cast(T, await self._run(function, executor=self._executor))
 
     def discard(self, file: SpoolFile) -> None:
-        """Close a file: off the loop if this thread runs one, otherwise here and now."""
+        """Close a file: off the loop if this thread runs it, otherwise here and now."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
+            file.close()
+            return
+        if self._loop is not None and loop is not self._loop:
             file.close()
             return
         # No task, which the end of the loop would cancel.
@@ -225,13 +231,16 @@ class SpoolFile(SharedFile):
                 self._counted = 0
 
     def _close_file(self) -> None:
-        with contextlib.suppress(OSError):  # what the app wrote into it did not fit: it is thrown away
-            if self._file is not None:
-                self._file.close()
-        with contextlib.suppress(OSError):
-            self._raw.close()
-        self._spool._shrink(self._counted)
-        self._spool._count_closed()
+        try:
+            # What the app wrote into it may not fit, and is thrown away. It may also have detached it.
+            with contextlib.suppress(OSError, ValueError):
+                if self._file is not None:
+                    self._file.close()
+            with contextlib.suppress(OSError):
+                self._raw.close()
+        finally:
+            self._spool._shrink(self._counted)
+            self._spool._count_closed()
 
 
 class SpooledBody:

@@ -26,7 +26,7 @@ def connection_limit(settings: Settings, log: LogThread) -> int:
 
 
 def _allowed_by_descriptors() -> int:
-    """Connections that fit under the soft limit, when each may have a temporary file as well."""
+    """Connections that fit under the soft limit, when each sends a file: its own, the app's, a duplicate."""
     try:
         import resource
     except ImportError:
@@ -34,4 +34,4 @@ def _allowed_by_descriptors() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
-    return max(1, (soft - _RESERVE) // 2)
+    return max(1, (soft - _RESERVE) // 3)

@@ -293,7 +293,6 @@ class HTTPProtocol(asyncio.Protocol):
     def _resume_body(self) -> None:
         """Go on, but not from within the body."""
         if self._body_full:
-            self._body_full = False
             self._runtime.loop.call_soon(self._body_resumed)
 
     def _pause_input(self, body: Input) -> None:
@@ -305,8 +304,9 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _body_resumed(self) -> None:
         exchange = self._exchange
-        if exchange is None or self._body_full or self._transport.is_closing():
+        if exchange is None or exchange.body is None or exchange.body.paused or self._transport.is_closing():
             return
+        self._body_full = False
         if isinstance(exchange.body, BufferReader) and self._connection.receiving is _BODY:
             error = exchange.body.exception()
             if isinstance(error, OSError):
@@ -396,7 +396,9 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _response_complete(self, whole: bool) -> None:
         """The sender has sent all of a response (`whole`), or all that there is of one."""
-        self._exchange = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None and isinstance(exchange.body, Input):
+            exchange.body.set_exception(ClientDisconnected("the response was over before the request body"))
         self._body_full = self._continue_due = False
         sending = self._connection.sending
         if not whole and sending is Sending.UNTIL_CLOSE:
@@ -440,7 +442,10 @@ class HTTPProtocol(asyncio.Protocol):
 
     def abort(self) -> None:
         """Cut the connection, whatever is under way."""
-        self._transport.abort()
+        if self._connection.sending is Sending.UNTIL_CLOSE:
+            self._reset()
+        else:
+            self._transport.abort()
 
     def sweep(self, now: float) -> None:
         """Close what has lingered long enough, and what has not moved for channel_timeout."""
@@ -462,6 +467,14 @@ class HTTPProtocol(asyncio.Protocol):
         if not timeout or now - self._last_activity < timeout:
             return
         if unsent or self._sender.is_sending_file:
-            self._transport.abort()
-        elif self._exchange is None or (self._waits_for() is _GO and not self._continue_due):
+            self.abort()
+        elif self._is_waited_for():
             self._transport.close()
+
+    def _is_waited_for(self) -> bool:
+        """Whether it is the client's turn: nothing is under way, or more of a request is to come."""
+        if self._exchange is None:
+            return True
+        if self._reading_paused or self._waits_for() is not _GO:
+            return False
+        return not isinstance(self._exchange.body, Input) or self._exchange.body.is_waited_for

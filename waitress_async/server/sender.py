@@ -95,7 +95,7 @@ class Sender:
         self._file_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None  # what sends a file waits for
         self.paused = False  # the transport has enough
-        self.progress = 0  # bytes of files sent
+        self.progress = 0  # grows with what is sent of a response under way
 
     def expect(self, source: Source) -> None:
         """The next response will come through `source`, which calls `pump` when it has something."""
@@ -136,6 +136,7 @@ class Sender:
             if last:
                 self._complete(source)
                 return
+            self.progress += 1
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
 
     def _complete(self, source: Source) -> None:

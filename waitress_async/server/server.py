@@ -138,7 +138,11 @@ class Server:
             log = LogThread(wakeup)
             pools.pop_all()
         spool = Spool(
-            settings.tmp_dir, limit=settings.spool_limit, min_free=settings.spool_min_free, executor=disk
+            settings.tmp_dir,
+            limit=settings.spool_limit,
+            min_free=settings.spool_min_free,
+            executor=disk,
+            loop=loop,
         )
         memory = BufferMemory(settings.buffer_memory)
         outputs = OutputStore(
