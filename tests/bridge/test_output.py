@@ -1067,31 +1067,6 @@ def test_a_whole_response_beyond_the_ring_waits_while_memory_is_full(make_side: 
     assert side.spool.files == side.spool.used == 0
 
 
-def test_a_wait_that_was_over_at_once_does_not_spoil_the_next(
-    make_side: MakeSide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Room is made just before the thread would wait for it; then the disk has none, and it waits for all."""
-    side = make_side(1_000, 100)
-    side.write(bytes(100), bytes(900))
-    received = [0]
-    wait = Output._wait_until
-
-    def drained_before(output: Output, unsent: int) -> None:
-        if unsent:
-            received[0] += len(side.drain()[0])
-            side.spool._limit = 1
-        wait(output, unsent)
-
-    monkeypatch.setattr(Output, "_wait_until", drained_before)
-    writer = Writer(lambda: side.output.write(bytes(2_000)))
-    deadline = time.monotonic() + DEADLINE
-    while received[0] < 3_000 and time.monotonic() < deadline:
-        received[0] += len(side.drain()[0])
-    writer.end()
-    assert received == [3_000]
-    side.output.abort()
-
-
 def test_near_the_limit_a_whole_response_is_stored(make_side: MakeSide) -> None:
     side = make_side(1_000_000, 500_000, memory=near_memory())
     chunks = numbered(3, 70_000)

@@ -225,13 +225,14 @@ class Output:
             self._check_open()
 
     def finish(self, chunks: Sequence[bytes]) -> None:
-        """Hand over the last of the body. Never raises: it is all there is.
+        """Hand over the last of the body: it is all there is.
 
-        Waits only while memory is full and there is more of it than the disk may take.
+        Only while memory is full, and there is more of it than the disk may take, it waits as `write` does,
+        and may raise ResponseNotStored.
         """
         size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
         if size > _SHORT_MEMORY and self._store.memory.near:
-            if size > self._store.high_watermark and self._store.memory.full:
+            if self._store.memory.full and _SHORT_MEMORY <= self._store.high_watermark < size:
                 chunks = self._write_all(chunks)
             else:
                 chunks = self._store_some(chunks)
@@ -283,8 +284,8 @@ class Output:
         try:
             for chunk in chunks:
                 self.write(chunk)
-        except (ClientDisconnected, ResponseNotStored):
-            pass  # the response is over
+        except ClientDisconnected:
+            pass  # nobody wants the rest
         return ()
 
     def _store_some(self, chunks: Sequence[bytes]) -> Sequence[bytes]:

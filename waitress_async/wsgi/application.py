@@ -47,7 +47,7 @@ class Sink(Protocol):
         """Send some of the body. May wait for the client. Raises ClientDisconnected, ResponseNotStored."""
 
     def finish(self, chunks: Sequence[bytes]) -> None:
-        """Send the last of the body, maybe nothing or all of it."""
+        """Send the last of the body, maybe nothing or all of it. Raises ResponseNotStored."""
 
     def finish_file(self, descriptor: int, offset: int, size: int, close: Callable[[], object]) -> None:
         """Send `size` bytes of a file, from `offset` on, as the last of the body.
@@ -268,11 +268,14 @@ class _Response:
             self.client_disconnected()
             raise
         except ResponseNotStored as error:
-            logger.error("The response to %s is cut, for it could not be stored: %s", self.path, error)
-            self.cut()
-            self._phase = _GONE
+            self._not_stored(error)
             raise
         return True
+
+    def _not_stored(self, error: ResponseNotStored) -> None:
+        logger.error("The response to %s is cut, for it could not be stored: %s", self.path, error)
+        self.cut()
+        self._phase = _GONE
 
     def _refuse_surplus(self) -> None:
         if self._surplus:
@@ -281,7 +284,10 @@ class _Response:
 
     def _finish(self, chunks: Sequence[bytes]) -> None:
         self._phase = _COMPLETE
-        self._sink.finish(chunks)
+        try:
+            self._sink.finish(chunks)
+        except ResponseNotStored as error:
+            self._not_stored(error)
 
     def _end(self) -> None:
         """The app has nothing more to give."""
