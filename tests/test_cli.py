@@ -41,10 +41,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     served = Served()
     monkeypatch.setattr("waitress_async.cli.run", served.run)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setattr(logging.getLogger("waitress_async"), "level", logging.NOTSET)
+    logger = logging.getLogger("waitress_async")
+    level = logger.level
+    logger.setLevel(logging.NOTSET)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield served
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    logger.setLevel(level)
 
 
 def invoke(*arguments: str) -> Result:
