@@ -73,7 +73,7 @@ def test_uploads_go_on_after_neither_memory_nor_disk_had_room(
     serve_in_thread: ServeInThread, many: ExitStack, connect: Connect
 ) -> None:
     server = serve_in_thread(app, buffer_memory=200_000, spool_limit=100_000, inbuf_overflow=400_000)
-    clients = [many.enter_context(Client(server.address)) for _ in range(12)]
+    clients = [many.enter_context(Client(server.address)) for _ in range(6)]
     for client in clients:
         client.send(request("/", "Content-Length: 300000\r\n", method="POST") + bytes(100_000))
     settled(lambda: memory_used(server))
