@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import os
+import random
 import socket
 import struct
 import sys
@@ -382,6 +383,27 @@ async def in_thread(run: Callable[[], object]) -> None:
     await eventually_async(lambda: not thread.is_alive(), "the client ended")
     if result:
         raise result[0]
+
+
+def visit_at_random(visit: Callable[[random.Random], object], clients: int, visits: int) -> None:
+    """Call `visit(chance)` so often in each of so many threads, which are seeded with their numbers."""
+    failures: list[BaseException] = []
+
+    def run(number: int) -> None:
+        chance = random.Random(number)
+        try:
+            for _ in range(visits):
+                visit(chance)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert failures == []
 
 
 async def bounded(awaitable: Awaitable[object]) -> None:

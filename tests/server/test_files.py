@@ -41,6 +41,7 @@ from tests.server.support import (
     settled,
     small_listener,
     temporary_files,
+    visit_at_random,
 )
 from waitress_async.buffers import BufferMemory, FileRegion, SharedFile, Spool
 from waitress_async.server.file_sender import FileSender
@@ -900,7 +901,6 @@ def test_many_clients_with_random_speeds_and_resets(
     server = serve_slowly(serve_in_thread, app, threads=2)
     before = held()
     whole: list[int] = []
-    failures: list[BaseException] = []
 
     def visit(chance: random.Random) -> None:
         with Client(server.address, receive_buffer=chance.choice([16_384, 65_536, 262_144])) as client:
@@ -927,21 +927,7 @@ def test_many_clients_with_random_speeds_and_resets(
             if chance.random() < 0.6:
                 client.reset()
 
-    def run(number: int) -> None:
-        chance = random.Random(number)
-        try:
-            for _ in range(6):
-                visit(chance)
-        except BaseException as error:
-            failures.append(error)
-
-    clients = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(8)]
-    for thread in clients:
-        thread.start()
-    for thread in clients:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert failures == []
+    visit_at_random(visit, clients=8, visits=6)
     assert len(whole) > 10
     eventually(lambda: held() == before, "as many sockets and files as before")
     eventually(lambda: len(app.closings) == app.opened, "each file was closed")

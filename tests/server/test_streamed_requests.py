@@ -27,6 +27,7 @@ from tests.server.support import (
     settled,
     small_listener,
     temporary_files,
+    visit_at_random,
 )
 from waitress_async import ClientDisconnected
 
@@ -946,7 +947,6 @@ def test_many_clients_with_random_sizes_and_resets(serve_streaming: ServeStreami
     app = EveryWay()
     server = serve_streaming(app, threads=2, spare_threads=3, outbuf_high_watermark=100_000)
     before, threads = held(), server_threads()
-    failures: list[BaseException] = []
 
     def visit(chance: random.Random) -> None:
         body = chance.randbytes(chance.choice([1, 1_000, 70_000, 700_000]))
@@ -972,21 +972,7 @@ def test_many_clients_with_random_sizes_and_resets(serve_streaming: ServeStreami
             if not response.closes:
                 assert client.get().body == b"Hello, world!"
 
-    def run(number: int) -> None:
-        chance = random.Random(number)
-        try:
-            for _ in range(15):
-                visit(chance)
-        except BaseException as error:
-            failures.append(error)
-
-    clients = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(6)]
-    for thread in clients:
-        thread.start()
-    for thread in clients:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert failures == []
+    visit_at_random(visit, clients=6, visits=15)
     eventually(lambda: held() == before, "as many sockets and files as before")
     eventually(lambda: server_threads() == threads, "the spares have ended")
     eventually(lambda: app.running == 0, "each call of the app has ended")

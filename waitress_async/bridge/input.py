@@ -123,11 +123,11 @@ class Input:
             self._wakeup.call(partial(on_first_read, self))
         view = memoryview(buffer).cast("B")
         with self._lock:
-            ready = bool(self._data) or self._ended or self._error is not None
+            ready = self._is_ready()
         if not ready:
             with self._waiting(), self._lock:
                 self.is_waited_for = True
-                self._more.wait_for(lambda: self._data or self._ended or self._error is not None)
+                self._more.wait_for(self._is_ready)
                 self.is_waited_for = False
         with self._lock:
             if self._error is not None:
@@ -142,6 +142,9 @@ class Input:
         if resume:
             self._wakeup.call(partial(self._resume_reading, self))
         return size
+
+    def _is_ready(self) -> bool:
+        return bool(self._data) or self._ended or self._error is not None
 
     def close(self) -> None:
         """The app has ended: what is held is dropped, and reads raise ValueError."""

@@ -404,9 +404,7 @@ class BufferReader:
         if self._given is not None:
             self._given.close()
         if self._storing is None:
-            self._batch.clear()  # one that could not be stored
-            self._count(-self._counted)
-            self._drop_file()
+            self._free()
         else:  # its end sees to the file and to the batch
             self._count(len(self._batch) - self._counted)
         self._wake()
@@ -519,8 +517,7 @@ class BufferReader:
         except BaseException as error:  # most likely the end of the loop
             self._storing = None
             if self._state is _CLOSED:
-                self._count(-self._counted)
-                self._drop_file()
+                self._free()
             else:
                 self._fail(OSError(errno.ECANCELED, f"a write was given up: {error!r}"))
             raise
@@ -531,9 +528,7 @@ class BufferReader:
             self._batch.clear()
         self._storing = None
         if self._state is _CLOSED:
-            self._count(-len(self._batch))
-            self._batch.clear()
-            self._drop_file()
+            self._free()
             return
         self.store_if_due()
         self._update_pause()
@@ -562,6 +557,12 @@ class BufferReader:
         self._exception = error
         self._wake()
         self._update_pause()
+
+    def _free(self) -> None:
+        """Give back what a closed reader still has."""
+        self._batch.clear()
+        self._count(-self._counted)
+        self._drop_file()
 
     def _drop_file(self) -> None:
         if self._file is not None:
