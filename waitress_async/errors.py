@@ -17,6 +17,10 @@ class AppImportError(WaitressAsyncError, ImportError):
     """The WSGI application could not be found or imported."""
 
 
+class NotWSGIError(WaitressAsyncError, TypeError):
+    """What was given as the application is none, or is one of another kind. The message says what it is."""
+
+
 class ServerClosed(WaitressAsyncError, RuntimeError):
     """The server was asked for something that only a running one can do."""
 
@@ -39,6 +43,10 @@ class SpoolFull(WaitressAsyncError, OSError):
 
 class ResponseNotStored(WaitressAsyncError, OSError):
     """A response could not be kept for a slow client, because the disk failed. It is cut."""
+
+
+class ProxyProtocolError(WaitressAsyncError):
+    """A connection does not begin with the PROXY header that was asked for. The message holds none of its bytes."""
 
 
 class HTTPError(WaitressAsyncError):
@@ -65,6 +73,16 @@ class RequestError(HTTPError):
 class BadRequest(RequestError):
     status = 400
     reason = "Bad Request"
+
+
+class MalformedProxyHeader(BadRequest):
+    """A field of a trusted proxy that cannot be understood. `header`, `reason` and `value` are for the log."""
+
+    def __init__(self, header: str, reason: str, value: str) -> None:
+        super().__init__(f'Header "{header}" malformed.')
+        self.header = header
+        self.reason = reason
+        self.value = value
 
 
 class ContentTooLarge(RequestError):
