@@ -17,7 +17,7 @@ class AppImportError(WaitressAsyncError, ImportError):
     """The WSGI application could not be found or imported."""
 
 
-class NotWSGIError(WaitressAsyncError, TypeError):
+class NotWSGIError(WaitressAsyncError, TypeError, ValueError):
     """What was given as the application is none, or is one of another kind. The message says what it is."""
 
 
@@ -46,7 +46,7 @@ class ResponseNotStored(WaitressAsyncError, OSError):
 
 
 class ProxyProtocolError(WaitressAsyncError):
-    """A connection does not begin with the PROXY header that was asked for. The message holds none of its bytes."""
+    """A connection does not begin with the PROXY header that was asked for. The message holds none of it."""
 
 
 class HTTPError(WaitressAsyncError):
@@ -76,7 +76,7 @@ class BadRequest(RequestError):
 
 
 class MalformedProxyHeader(BadRequest):
-    """A field of a trusted proxy that cannot be understood. `header`, `reason` and `value` are for the log."""
+    """What a trusted proxy says cannot be understood. `header`, `reason` and `value` are for the log."""
 
     def __init__(self, header: str, reason: str, value: str) -> None:
         super().__init__(f'Header "{header}" malformed.')

@@ -4,6 +4,7 @@ from waitress_async.http.connection import NO_FRAME, Connection, Receiving, Send
 from waitress_async.http.events import CLOSED, END_OF_MESSAGE, NEED_DATA, PAUSED, Data, Event, Request
 from waitress_async.http.limits import Limits
 from waitress_async.http.memo import HeadMemo
+from waitress_async.http.proxy_protocol import ProxiedAddresses, ProxyHeaderReader
 from waitress_async.http.response import DefaultFields, HeadEncoder, ResponseHead, error_response
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "HeadEncoder",
     "HeadMemo",
     "Limits",
+    "ProxiedAddresses",
+    "ProxyHeaderReader",
     "Receiving",
     "Request",
     "ResponseHead",

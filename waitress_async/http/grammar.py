@@ -24,12 +24,16 @@ FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*+)"
 # RFC 9110 section 8.6, bounded: 19 digits hold every length below 10 EB.
 CONTENT_LENGTH: Final = re.compile(rb"[0-9]{1,19}+")
 
+# RFC 9110 section 5.6.4.
+QUOTED_STRING: Final = re.compile(
+    rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]++|\\[\t\x20-\x7e\x80-\xff])*+"'
+)
+
 # RFC 9112 section 7.1. Extensions are validated and thrown away.
-_QUOTED_STRING: Final = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 CHUNK_LINE: Final = re.compile(
     rb"([0-9A-Fa-f]{1,16}+)((?:"
     + (_OWS + rb";" + _OWS + _TOKEN)
-    + (rb"(?:" + _OWS + rb"=" + _OWS + rb"(?:" + _TOKEN + rb"|" + _QUOTED_STRING + rb"))?+")
+    + (rb"(?:" + _OWS + rb"=" + _OWS + rb"(?:" + _TOKEN + rb"|" + QUOTED_STRING.pattern + rb"))?+")
     + rb")*+)"
 )
 
