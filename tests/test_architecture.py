@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "wsgi": {"errors", "http", "buffers"},
     "bridge": {"errors", "http", "buffers"},
     "settings": {"errors"},
-    "loader": {"errors"},
+    "loader": {"errors", "wsgi"},
     "server": BELOW_SERVER,
     "cli": {*BELOW_SERVER, "loader", "server", "__init__"},
     "__init__": {"errors", "settings", "server"},
@@ -49,6 +49,8 @@ MODULES: dict[str, set[str]] = {
     "selectors": set(),
     "ssl": set(),
     "time": {"bridge", "server"},
+    "ipaddress": {"http", "settings"},
+    "tomllib": {"settings/sources", "cli"},
     # The process is the command's.
     "signal": {"server/run"},
     "logging.config": {"cli"},
@@ -65,7 +67,13 @@ NAMES: dict[str, set[str]] = {
     "set_event_loop": set(),
     "set_event_loop_policy": set(),
     # A log handler may block, and would block the loop.
-    "getLogger": {"bridge", "wsgi", "cli", "server/exchange"},  # the last runs in a thread
+    "getLogger": {
+        "bridge",
+        "wsgi",
+        "cli",
+        "server/exchange",
+        "server/blocking",
+    },  # the last two run in threads
     "basicConfig": {"cli"},
     "dictConfig": {"cli"},
     "addHandler": {"cli"},
@@ -77,6 +85,7 @@ NAMES: dict[str, set[str]] = {
 
 # A name of a module, used through it -> the places that may use it.
 MEMBERS: dict[str, set[str]] = {
+    "os.environ": {"cli", "settings/settings", "server/listeners"},  # the last for systemd:// alone
     "sys.exit": {"cli"},
     "os.abort": set(),
     "os.kill": set(),

@@ -2,76 +2,245 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from waitress_async.errors import AppImportError
+from waitress_async.errors import AppImportError, NotWSGIError
+from waitress_async.wsgi import check_application, check_factory
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+# The longest name, in characters. Python's parser, which reads arguments, recurses as deep as they nest.
+_LONGEST: Final = 4096
 
-def load_app(name: str, *, call: bool = False) -> WSGIApplication:
+# What applications and their factories are usually called.
+_APPS: Final = ("app", "application", "wsgi")
+_FACTORIES: Final = ("create_app", "make_app")
+
+_LITERALS: Final = (
+    "only literals can be arguments, and their closing parenthesis ends the name, "
+    "as in 'shop:create_app(\"prod\", debug=False)'"
+)
+
+# A file's name up to the colon, which is not that of a drive, and what follows.
+_FILE: Final = re.compile(r"((?:[A-Za-z]:(?=[/\\]))?[^:]*):?(.*)", re.DOTALL)
+
+
+def load_app(name: str, *, call: bool = False, directory: str | None = None) -> WSGIApplication:
     """Import and return the WSGI application called `name`.
 
     `name` is `package.module:object`, where the object may have dots for attributes. Without the colon, as
-    many of the dotted parts as can be are taken for modules and the rest for attributes. With `call` the
-    object is a factory: it is called without arguments and what it returns is the application.
+    many of the dotted parts as can be are taken for modules and the rest for attributes. Either form may end
+    in a call with literal arguments, `shop.web:create_app("prod", debug=False)`: the object is a factory, and
+    what it returns is the application. `call` means the same as `()` at the end.
 
-    Raises AppImportError, which names `name`, if a module or an attribute is missing, if code of the
-    application raises meanwhile, or if the result is not callable. Its `__cause__` is the exception that
-    stopped the import, if there is one, with a traceback that begins in the application's code.
+    `directory`, or else the working directory, is put at the front of `sys.path` if it is not on it, and
+    stays there.
+
+    Raises AppImportError, which names `name`, if that cannot be understood, if the directory, a module or an
+    attribute is missing, if code of the application raises meanwhile or wants to exit, or if the result is
+    surely no WSGI application. Its `__cause__` is the exception that stopped the import, if there is one,
+    with a traceback that begins in the application's code. KeyboardInterrupt goes through.
     """
-    module_name, colon, attributes = name.partition(":")
-    if colon:
-        found = _import(name, module_name)
-        rest = attributes.split(".")
-    else:
-        found, rest = _import_longest(name)
-    for attribute in rest:
-        try:
-            found = getattr(found, attribute)
-        except Exception as error:
-            raise _failure(name, f"reading {attribute!r}", error) from error
-    if not callable(found):
-        raise AppImportError(f"{_cannot(name)}: {found!r} is not callable")
+    parsed = AppName.parse(name)
+    arguments = parsed.arguments
     if call:
-        try:
-            found = found()
-        except Exception as error:
-            raise _failure(name, "calling it", error) from error
-        if not callable(found):
-            raise AppImportError(f"{_cannot(name)}: it returned {found!r}, which is not callable")
+        if arguments is not None:
+            raise _problem(name, "it is a call already: either write that or give --call")
+        arguments = Arguments()
+    _search(name, directory)
+    found = _find(parsed)
+    if arguments is not None:
+        _check(name, check_factory, found)
+        with _reporting(name, "calling it"):
+            found = found(*arguments.positional, **arguments.keywords)
+    _check(name, check_application, found, "" if arguments is None else "it returned no application: ")
     app: WSGIApplication = found
     return app
 
 
-def _import(name: str, module_name: str) -> Any:
+# The name: text -> what it says. Nothing is imported, nothing in it is run.
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a factory is called with."""
+
+    positional: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `text`, which follows an opening parenthesis, up to the closing one that must end it.
+
+        Raises ValueError for anything but literals (as `ast.literal_eval` knows them) separated by commas.
+        """
+        try:
+            call = ast.parse(f"f({text}", mode="eval").body
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                raise ValueError("more than one call")
+            positional = tuple(ast.literal_eval(argument) for argument in call.args)
+            keywords = {item.arg: ast.literal_eval(item.value) for item in call.keywords if item.arg}
+        except (SyntaxError, TypeError, MemoryError, RecursionError) as error:  # and ValueError, as it is
+            raise ValueError("no literals") from error
+        if len(keywords) != len(call.keywords):
+            raise ValueError("the same keyword twice, or **")
+        return cls(positional, keywords)
+
+
+@dataclass(frozen=True, slots=True)
+class AppName:
+    """The name of an application, taken apart."""
+
+    text: str
+    module: str
+    attributes: tuple[str, ...] | None  # None without a colon: the last parts of `module` may be attributes
+    arguments: Arguments | None  # None if the object is the application, not a factory of it
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Take `text` apart, as `load_app` describes it. Raises AppImportError if it is something else."""
+        if len(text) > _LONGEST:
+            raise _problem(f"{text[:64]}...", f"the name is longer than {_LONGEST} characters")
+        path, parenthesis, rest = text.partition("(")
+        if (advice := _advice_for_path(path, parenthesis + rest)) is not None:
+            raise _problem(text, advice)
+        module, colon, dotted = path.partition(":")
+        if not all(module.split(".")):
+            raise _problem(text, f"{module!r} is not the name of a module")
+        attributes = tuple(dotted.split(".")) if dotted or (colon and parenthesis) else ()
+        for attribute in attributes:
+            if not attribute.isidentifier():
+                raise _problem(text, f"{attribute!r} is not the name of an attribute")
+        try:
+            arguments = Arguments.parse(rest) if parenthesis else None
+        except ValueError:
+            raise _problem(text, _LITERALS) from None
+        return cls(text, module, attributes if colon else None, arguments)
+
+
+def _advice_for_path(name: str, call: str) -> str | None:
+    """What to write instead of `name`, if that is the path of a file; `call` is what followed it."""
+    path, attributes = _FILE.fullmatch(name).groups()  # type: ignore[union-attr]  # it matches any text
+    if not path.endswith(".py") and not {"/", "\\"} & set(path):
+        return None
+    file: PurePath = (PureWindowsPath if {":", "\\"} & set(path) else PurePosixPath)(path.removesuffix(".py"))
+    below = not file.anchor and ".." not in file.parts  # then the working directory is the place to look
+    folder, modules = file.parent, [file.name.strip(".") or "MODULE"]
+    while folder.name not in {"", ".."} and (below or os.path.isfile(folder / "__init__.py")):
+        folder, modules = folder.parent, [folder.name, *modules]
+    target = f"{'.'.join(modules)}:{attributes or 'app'}{call}"
+    where = "and --app-dir if that is in another folder" if below else f"and --app-dir {str(folder)!r}"
+    return f"it is a path: write {target!r} {where}"
+
+
+# The object: what the name says -> what it stands for.
+
+
+def _search(name: str, directory: str | None) -> None:
+    """Have modules looked for in `directory` first, as Python does for a script's, or else where we are."""
     try:
-        return importlib.import_module(module_name)
-    except Exception as error:
-        raise _failure(name, f"importing {module_name!r}", error) from error
+        path = os.path.abspath(directory or os.curdir)
+        exists = os.path.isdir(path)
+    except OSError:  # the working directory itself was removed
+        exists = False
+    if not exists:
+        raise _problem(name, f"there is no directory {directory or os.curdir!r}")
+    if path not in sys.path:
+        sys.path.insert(0, path)
 
 
-def _import_longest(name: str) -> tuple[Any, list[str]]:
-    """Import `name` up to its last part that is a module; return that module and the parts left over."""
-    path, *rest = name.split(".")
-    found = _import(name, path)
-    while rest and hasattr(found, "__path__") and find_spec(f"{path}.{rest[0]}"):
-        path = f"{path}.{rest.pop(0)}"
-        found = _import(name, path)
-    return found, rest
-
-
-def _failure(name: str, doing: str, error: Exception) -> AppImportError:
-    error.__traceback__ = _from_app(error.__traceback__)
-    if error.__traceback__ is None:  # no code of the application ran: a name is missing, or bad syntax
-        reason = str(error)
+def _find(name: AppName) -> Any:
+    if name.attributes is None:
+        found, rest = _import_longest(name)
     else:
-        reason = f"{doing} raised {type(error).__name__}: {error}"
-    return AppImportError(f"{_cannot(name)}: {reason}")
+        found, rest = _import(name, name.module), name.attributes
+    for attribute in rest:
+        with _reporting(name.text, f"reading {attribute!r}"):
+            found = getattr(found, attribute)
+    if isinstance(found, ModuleType) and not callable(found):
+        raise _problem(name.text, _advice_for_module(found))
+    return found
+
+
+def _import(name: AppName, module: str) -> Any:
+    with _reporting(name.text, f"importing {module!r}"):
+        return importlib.import_module(module)
+
+
+def _import_longest(name: AppName) -> tuple[Any, tuple[str, ...]]:
+    """Import `name` up to its last part that is a module; return that module and the parts left over."""
+    path, *rest = name.module.split(".")
+    found = _import(name, path)
+    while rest:
+        below = f"{path}.{rest[0]}"
+        with _reporting(name.text, f"looking for {below!r}"):
+            is_module = hasattr(found, "__path__") and find_spec(below) is not None
+        if not is_module:
+            break
+        path = below
+        found = _import(name, path)
+        del rest[0]
+    return found, tuple(rest)
+
+
+def _advice_for_module(module: ModuleType) -> str:
+    usual = [*_APPS, *(f"{factory}()" for factory in _FACTORIES)]
+    there = [name for name in usual if callable(vars(module).get(name.removesuffix("()")))]
+    names = " or ".join(repr(f"{module.__name__}:{name}") for name in there)
+    return f"it is a module: name the application in it, {f'perhaps {names}' if there else 'after a colon'}"
+
+
+# What goes wrong.
+
+
+def _check(name: str, check: Callable[[object], None], found: object, prefix: str = "") -> None:
+    try:
+        check(found)
+    except NotWSGIError as error:
+        raise _problem(name, f"{prefix}{error}") from None
+
+
+@contextmanager
+def _reporting(name: str, doing: str) -> Iterator[None]:
+    """Raise AppImportError for whatever code of the application raises in the block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an exit too: the server would be gone without a word
+        raise _failure(name, doing, error) from error
+
+
+def _failure(name: str, doing: str, error: BaseException) -> AppImportError:
+    error.__traceback__ = _from_app(error.__traceback__)
+    if error.__traceback__ is None and isinstance(error, Exception):
+        # No code of the application ran: a name is missing, or bad syntax.
+        return _problem(name, f"{error}{_nearest(error)}")
+    return _problem(name, f"{doing} raised {type(error).__name__}: {error}".rstrip(": "))
+
+
+def _nearest(error: Exception) -> str:
+    """A hint at the attribute that may have been meant, if one was missing."""
+    if not isinstance(error, AttributeError):
+        return ""
+    try:
+        names = difflib.get_close_matches(str(error.name), dir(error.obj), 1)
+    except Exception:  # a `__dir__` of the application's; a hint is not worth more trouble
+        return ""
+    return f" (did you mean {names[0]!r}?)" if names else ""
 
 
 def _from_app(frames: TracebackType | None) -> TracebackType | None:
@@ -84,5 +253,5 @@ def _from_app(frames: TracebackType | None) -> TracebackType | None:
     return frames
 
 
-def _cannot(name: str) -> str:
-    return f"Cannot import WSGI application {name!r}"
+def _problem(name: str, reason: str) -> AppImportError:
+    return AppImportError(f"Cannot import WSGI application {name!r}: {reason}")

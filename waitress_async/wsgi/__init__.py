@@ -8,13 +8,19 @@ from waitress_async.wsgi.environ import (
     base_environ,
     request_environ,
 )
+from waitress_async.wsgi.proxy_headers import PROXY_FIELDS, ProxyHeaders
+from waitress_async.wsgi.recognition import check_application, check_factory
 
 __all__ = [
+    "PROXY_FIELDS",
     "Environ",
+    "ProxyHeaders",
     "Sink",
     "add_complete_body",
     "add_streamed_body",
     "base_environ",
+    "check_application",
+    "check_factory",
     "request_environ",
     "run_application",
 ]
