@@ -11,6 +11,7 @@ from waitress_async.buffers.files import (
 )
 from waitress_async.buffers.memory import BufferMemory
 from waitress_async.buffers.overflowable import STRBUF_LIMIT, OverflowableBuffer
+from waitress_async.buffers.positioned import pread
 from waitress_async.buffers.reader import BufferReader
 from waitress_async.buffers.regions import FileRegion, SharedFile
 from waitress_async.buffers.spool import Spool, SpooledBody, SpoolFile, check_directory
@@ -31,4 +32,5 @@ __all__ = [
     "SpooledBody",
     "TempfileBasedBuffer",
     "check_directory",
+    "pread",
 ]

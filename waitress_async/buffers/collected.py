@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 _MAP_FROM: Final = 65_536
 
 
+def _map(size: int) -> mmap.mmap:
+    """Memory of our own, filled with zeros. With only a size it would be shared with child processes."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)  # Windows
+
+
 class Collected:
     """A sequence of bytes that grows at its end and is taken as a whole. For one thread at a time."""
 
@@ -41,7 +48,7 @@ class Collected:
         data = self._data
         if isinstance(data, mmap.mmap) and len(data) >= size:
             return data
-        room = mmap.mmap(-1, 1 << (size - 1).bit_length(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        room = _map(1 << (size - 1).bit_length())
         with self.view() as collected:
             room[: self._size] = collected
         if isinstance(data, mmap.mmap):

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import errno
 import os
+import secrets
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from io import BufferedRandom, FileIO
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar, cast
 import aiofiles.os
 
 from waitress_async.buffers.files import COPY_BYTES
+from waitress_async.buffers.positioned import pread, pwrite
 from waitress_async.buffers.regions import SharedFile
 from waitress_async.errors import SpoolFull
 
@@ -99,8 +103,7 @@ class Spool:
     def _check_free(self, descriptor: int, size: int) -> None:
         if not self._min_free:
             return
-        status = os.fstatvfs(descriptor)
-        if status.f_bavail * status.f_frsize - size < self._min_free:
+        if _free(descriptor, self._directory) - size < self._min_free:
             raise SpoolFull(
                 f"temporary files must leave {self._min_free} bytes free", setting="spool_min_free"
             )
@@ -182,7 +185,7 @@ class SpoolFile(SharedFile):
                 self._spool._grow(descriptor, more)
                 self._counted += more
             while view:
-                written = os.pwrite(descriptor, view, offset)
+                written = pwrite(descriptor, view, offset)
                 offset += written
                 view = view[written:]
             self.size = max(self.size, offset)
@@ -194,7 +197,7 @@ class SpoolFile(SharedFile):
     def read(self, size: int, offset: int) -> bytes:
         """Return at most `size` bytes from `offset` on; `b""` at the end."""
         with self as descriptor:
-            return os.pread(descriptor, size, offset)
+            return pread(descriptor, size, offset)
 
     def getfile(self) -> BinaryIO:
         """Return a file object of it at position 0; the same one each time, closed with this.
@@ -224,7 +227,7 @@ class SpoolFile(SharedFile):
             except FileExistsError:
                 raise
             except (OSError, NotImplementedError):
-                _copy_to(path, lambda offset: os.pread(descriptor, COPY_BYTES, offset))
+                _copy_to(path, lambda offset: pread(descriptor, COPY_BYTES, offset))
             else:
                 self._kept = True
                 self._spool._shrink(self._counted)
@@ -302,6 +305,14 @@ def _copy_to(path: StrPath, read: Callable[[int], bytes]) -> None:
             raise
 
 
+def _free(descriptor: int, directory: str | None) -> int:
+    """Bytes that are free for us on the file system of `descriptor`, which is a file in `directory`."""
+    if hasattr(os, "fstatvfs"):
+        status = os.fstatvfs(descriptor)
+        return status.f_bavail * status.f_frsize
+    return shutil.disk_usage(directory or tempfile.gettempdir()).free  # Windows
+
+
 def _open_unnamed(directory: str) -> int:
     """Open a new file that has no name, for reading and writing."""
     if hasattr(os, "O_TMPFILE"):
@@ -311,6 +322,9 @@ def _open_unnamed(directory: str) -> int:
         except OSError as error:
             if error.errno not in _NO_UNNAMED_FILES:
                 raise
+    if sys.platform == "win32":  # an open file keeps its name there, and goes with it
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY | os.O_BINARY | os.O_NOINHERIT
+        return os.open(os.path.join(directory, f"waitress_async-{secrets.token_hex(16)}"), flags, _PRIVATE)
     descriptor, name = tempfile.mkstemp(dir=directory)
     os.unlink(name)
     return descriptor

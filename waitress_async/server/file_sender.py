@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from waitress_async.buffers import BufferMemory, FileRegion, SharedFile, Spool
+from waitress_async.buffers import BufferMemory, FileRegion, SharedFile, Spool, pread
 
 # What one call of a thread sends at most, in bytes, before it looks whether others wait for the thread.
 _SLICE: Final = 4_194_304
@@ -146,7 +146,7 @@ def _send_slice(out: SharedFile, region: FileRegion) -> tuple[int, bool]:
 
 def _read(file: SharedFile, offset: int, size: int) -> bytes:
     with file as descriptor:
-        return os.pread(descriptor, size, offset)
+        return pread(descriptor, size, offset)
 
 
 async def _writable(descriptor: int) -> None:
