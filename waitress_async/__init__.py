@@ -3,11 +3,12 @@
 from waitress_async.errors import (
     AppImportError,
     ClientDisconnected,
+    NotWSGIError,
     ServerClosed,
     SettingsError,
     WaitressAsyncError,
 )
-from waitress_async.server import Server, serve, serve_async
+from waitress_async.server import Server, create_server, serve, serve_async, serve_paste
 from waitress_async.settings import Settings
 
 __version__ = "0.1.0"
@@ -15,12 +16,15 @@ __version__ = "0.1.0"
 __all__ = [
     "AppImportError",
     "ClientDisconnected",
+    "NotWSGIError",
     "Server",
     "ServerClosed",
     "Settings",
     "SettingsError",
     "WaitressAsyncError",
     "__version__",
+    "create_server",
     "serve",
     "serve_async",
+    "serve_paste",
 ]

@@ -1,19 +1,55 @@
-"""The command line: the only module that configures logging and chooses an exit status."""
+"""The command line: it alone reads the environment, configures logging and chooses an exit status."""
 
 from __future__ import annotations
 
+import json
 import logging
+import logging.config
 import os
+import re
 import sys
+import tomllib
 import traceback
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from waitress_async import __version__
 from waitress_async.errors import AppImportError, SettingsError
 from waitress_async.loader import load_app
-from waitress_async.server import run
-from waitress_async.settings import DECLARATIONS, Declaration, Settings
+from waitress_async.server import Notifier, Server, listen_fds, run
+from waitress_async.settings import (
+    COMMAND_DECLARATIONS,
+    DECLARATIONS,
+    CommandSettings,
+    Declaration,
+    Given,
+    Settings,
+    read_configuration,
+    read_sources,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+_DECLARATIONS: Final = (*COMMAND_DECLARATIONS, *DECLARATIONS)
+
+# What the shell completes for a unit.
+_COMPLETED: Final = {"file": "file", "folder": "dir"}
+
+# Whoever gives one of these says where to listen.
+_PLACES: Final = frozenset({"host", "port", "listen", "unix_socket", "sockets"})
+
+# What would not stay in its line, and what TOML does not take as it is.
+_ESCAPED: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+logger = logging.getLogger("waitress_async")
 
 
 def _option(declaration: Declaration, flag: str) -> click.Option:
@@ -25,12 +61,18 @@ def _option(declaration: Declaration, flag: str) -> click.Option:
                 raise click.BadParameter(str(error)) from None  # click adds the flag
         return value
 
+    def complete(_context: click.Context, _option: click.Parameter, begun: str) -> list[CompletionItem]:
+        if declaration.unit in _COMPLETED:
+            return [CompletionItem(begun, type=_COMPLETED[declaration.unit])]
+        return [CompletionItem(choice) for choice in declaration.choices if choice.startswith(begun)]
+
     kind = declaration.unit or ("number" if declaration.type is int else "text")
     return click.Option(
         [flag],
         callback=check,
-        multiple=declaration.type == tuple[str, ...],
-        default=None,  # what is not given is left to Settings
+        shell_complete=complete,
+        multiple=declaration.is_list,
+        default=None,  # what is not given is left to the other sources
         metavar=f"[{'|'.join(declaration.choices)}]" if declaration.choices else kind.upper(),
         help=f"{declaration.help} [default: {declaration.default_text}]",
     )
@@ -38,61 +80,200 @@ def _option(declaration: Declaration, flag: str) -> click.Option:
 
 @click.command(
     name="waitress-async",
-    params=[_option(declaration, declaration.flag) for declaration in DECLARATIONS if declaration.flag],
+    params=[_option(declaration, declaration.flag) for declaration in _DECLARATIONS if declaration.flag],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every option is also an environment variable (WAITRESS_ASYNC_THREADS) and a key (threads = 8) of "
+    "waitress_async.toml, or of [tool.waitress_async] in pyproject.toml, each before the next.",
 )
-@click.argument("names", metavar="MODULE:OBJECT", nargs=-1)
-@click.option("--app", metavar="MODULE:OBJECT", help="The application, as an option.")
-@click.option("--call", is_flag=True, help="OBJECT is a factory: call it to get the application.")
+@click.argument("names", metavar="[MODULE:OBJECT]", nargs=-1)
+@click.option(
+    "--config",
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Configuration file, instead of waitress_async.toml.",
+)
+@click.option("--print-config", is_flag=True, help="Print each setting and where it comes from, as TOML.")
+@click.option("--check-config", is_flag=True, help="Check the settings, import the application, and exit.")
 @click.version_option(__version__)
-def main(names: tuple[str, ...], app: str | None, call: bool, **options: object) -> None:
+def main(
+    names: tuple[str, ...],
+    config: str | None,
+    print_config: bool,
+    check_config: bool,
+    **options: object,
+) -> None:
     """Serve the WSGI application MODULE:OBJECT, for example shop.web:app.
 
-    SIGINT and SIGTERM stop the server when requests in flight are finished; a second signal stops it at
-    once.
+    OBJECT may be a call with literal arguments, 'shop.web:create_app("prod")'. SIGINT and SIGTERM stop the
+    server when requests in flight are finished; a second signal stops it at once.
     """
-    if app is not None:
-        names = (*names, app)
-    if not names:
-        raise click.UsageError("Specify an application")
-    if len(names) > 1:
+    flags = _given_by_flags(options)
+    if len(names) + ("app" in flags) > 1:
         raise click.UsageError("Provide only one WSGI app")
-    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if names:
+        flags["app"] = Given(names[0], "argument")
     try:
-        settings = Settings.from_keywords(**given)
+        given = read_sources(
+            _DECLARATIONS, directory=Path(), config=config, environ=os.environ, keywords=flags
+        )
+        given = _with_systemd(given)
+        command = CommandSettings(**_values(given, COMMAND_DECLARATIONS))
+        settings = Settings.from_keywords(**_values(given, DECLARATIONS))
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    _serve(names[0], call=call, settings=settings)
+    if print_config:
+        click.echo(_as_toml(command, settings, given))
+        return
+    if command.app is None:
+        raise click.UsageError("Specify an application")
+    app = _load(command.app, command)
+    level = command.log_level.upper() if "log_level" in given else None
+    _configure_logging(command, level)
+    server = Server(app, settings)
+    if check_config:
+        click.echo(f"{command.app} can be served")
+        return
+    _serve(server, settings, command, level)
 
 
-def _serve(name: str, *, call: bool, settings: Settings) -> None:
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
+def _given_by_flags(options: Mapping[str, object]) -> dict[str, Given]:
+    flags = {declaration.name: declaration for declaration in _DECLARATIONS}
+    given = {}
+    for name, value in options.items():
+        if value not in (None, ()):
+            flag = str(flags[name].flag).partition("/")[0]
+            given[name] = Given(value, flag)
+    return given
+
+
+def _values(given: Mapping[str, Given], declarations: Iterable[Declaration]) -> dict[str, Any]:
+    return {d.name: given[d.name].value for d in declarations if d.name in given}
+
+
+def _with_systemd(given: Mapping[str, Given]) -> dict[str, Given]:
+    """`given`, with the sockets that systemd has passed to this process, if nobody says where to listen."""
+    result = dict(given)
     try:
-        app = load_app(name, call=call)
+        passed = listen_fds(os.environ, os.getpid())
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    places = {name for name in _PLACES & result.keys() if result[name].origin != "$PORT"}
+    if passed and not places:
+        result.pop("port", None)
+        result["listen"] = Given(("systemd://",), "$LISTEN_FDS")
+    elif passed and not re.search("(systemd|fd)://", str(result.get("listen"))):
+        told = ", ".join(sorted(places))
+        click.echo(f"Warning: sockets passed by systemd are not used, because of: {told}", err=True)
+    return result
+
+
+def _as_toml(command: CommandSettings, settings: Settings, given: Mapping[str, Given]) -> str:
+    """Every setting and who gave it. What nobody gave is a comment."""
+    lines = []
+    for declaration in _DECLARATIONS:
+        if declaration.keyword_only:
+            continue
+        owner = settings if hasattr(settings, declaration.name) else command
+        value = getattr(owner, declaration.name)
+        origin = _one_line(given[declaration.name].origin) if declaration.name in given else "default"
+        text = f"{declaration.name} = {_toml_value(declaration, value)}"
+        line = text if declaration.name in given else f"# {text}"
+        lines.append(f"{line:<50} # {origin}")
+    return "\n".join(lines)
+
+
+def _toml_value(declaration: Declaration, value: object) -> str:
+    if declaration.unit == "octal":
+        return f"0o{value:o}"
+    text = json.dumps("" if value is None else value, ensure_ascii=False)  # of these types it makes TOML too
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    """`text` with escapes. A path that is not Unicode cannot be written in TOML: with its surrogates as
+    escapes it is refused there, rather than taken for another one."""
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _load(name: str, command: CommandSettings) -> WSGIApplication:
+    try:
+        return load_app(name, call=command.call, directory=command.app_dir)
     except AppImportError as error:
         click.echo(error, err=True)
-        if error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
+        cause = error.__cause__
+        if isinstance(cause, SyntaxError) or (cause is not None and cause.__traceback__ is not None):
+            traceback.print_exception(cause)  # else the line above says all that is known
         sys.exit(1)
 
-    # After the import, so that what the app configured stands. Not the root logger: frameworks that print
-    # their own records would print them twice.
-    logger = logging.getLogger("waitress_async")
-    if not logger.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    _raise_descriptor_limit()
 
+def _serve(server: Server, settings: Settings, command: CommandSettings, level: str | None) -> None:
+    _raise_descriptor_limit()
+    reload = partial(_reload_logging, command.log_config, level) if command.log_config else None
     try:
-        run(app, settings)
+        notifier = Notifier.from_environ(os.environ, os.getpid())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        run(server, settings, notifier=notifier, reload=reload)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:  # an address cannot be bound; the text names it
         raise click.ClickException(error.strerror or str(error)) from error
+
+
+# -- logging
+
+
+def _configure_logging(command: CommandSettings, level: str | None) -> None:
+    """After the app's import, so that what the app configured stands, but for what is asked for here.
+
+    `level` is the one that somebody asked for.
+    """
+    if command.log_config is not None:
+        try:
+            _apply_log_config(command.log_config, level)
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from None
+        return
+    if not logger.hasHandlers():
+        # Not the root logger: frameworks that print their own records would print them twice.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+        logger.addHandler(handler)
+    if level is not None or logger.level == logging.NOTSET:
+        logger.setLevel(level or command.log_level.upper())
+
+
+def _apply_log_config(file: str, level: str | None) -> None:
+    """Configure logging by a file for `logging.config.dictConfig`, then by `level`. Raises SettingsError."""
+    try:
+        text = read_configuration(Path(file))
+    except SettingsError as error:
+        raise SettingsError(f"log_config: {error}") from None
+    try:
+        parsed = json.loads(text) if file.endswith(".json") else tomllib.loads(text.decode())
+        if not isinstance(parsed, dict):
+            raise ValueError("it is not a table")
+        # Loggers that exist already are our own, and the app's: none of them is meant to fall silent.
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **parsed})
+    except (ValueError, TypeError, AttributeError, ImportError, RecursionError) as error:
+        raise SettingsError(f"log_config: {file}: {_with_cause(error)}") from None
+    if level is not None:
+        logger.setLevel(level)
+
+
+def _with_cause(error: BaseException) -> str:
+    """What is wrong: dictConfig says where, and its cause says what."""
+    return f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+
+
+def _reload_logging(file: str, level: str | None) -> None:
+    try:
+        _apply_log_config(file, level)
+    except SettingsError as error:
+        logger.error("%s: logging stays as it is", error)
+    else:
+        logger.info("Logging is configured anew by %s", file)
 
 
 def _raise_descriptor_limit() -> None:

@@ -155,7 +155,9 @@ async def test_cancelling_stops_gracefully(
     ports: list[int] = []
     with nothing_left():
         serving = asyncio.create_task(serve(app, ports.append))
-        await eventually_async(lambda: ports and server_threads(), "the server has started")
+        await eventually_async(
+            lambda: ports and "waitress_async-1" in server_threads(), "the server has started"
+        )
         answer = asyncio.create_task(fetch(ports[0], "/in-flight"))
         await eventually_async(lambda: app.entered, "the app was called")
         serving.cancel()

@@ -134,11 +134,13 @@ def make_environ(
     body_length: int | None = None,
     errors: TextIO | None = None,
     client_disconnected: Callable[[], bool] = bool,
+    script_name: str = "",
 ) -> Environ:
     """The environ; that of a complete body if `body_length` is given."""
     base = base_environ(
         server_name="localhost",
         server_port="8080",
+        script_name=script_name,
         server_software="waitress_async",
         url_scheme="http",
         remote_addr="192.0.2.7",

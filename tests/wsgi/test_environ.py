@@ -297,16 +297,36 @@ def test_requests_share_nothing() -> None:
 
 def test_the_base_is_left_alone() -> None:
     """It serves all requests of a connection."""
-    base = {"SERVER_NAME": "localhost"}
+    base = {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
     environ = request_environ(base, make_request(), BytesIO(), bool)
     environ["session"] = "mine"
-    assert base == {"SERVER_NAME": "localhost"}
+    assert base == {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "path_info"),
+    [
+        ("/shop", ""),
+        ("/shop/", "/"),
+        ("/shop/a/b", "/a/b"),
+        ("/shop//a", "//a"),
+        ("/shopping", "/shopping"),  # another name, not a path below it
+        ("/a/shop", "/a/shop"),
+        ("/", "/"),
+        ("", ""),
+    ],
+)
+def test_a_prefix_moves_from_the_path_to_the_script_name(path: str, path_info: str) -> None:
+    environ = make_environ(make_request(path=path), script_name="/shop")
+    assert environ["SCRIPT_NAME"] == "/shop"
+    assert environ["PATH_INFO"] == path_info
 
 
 def test_the_scheme_is_the_servers() -> None:
     base = base_environ(
         server_name="shop.example",
         server_port="443",
+        script_name="",
         server_software="ident",
         url_scheme="https",
         remote_addr="::1",

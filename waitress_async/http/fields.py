@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final
 
 from waitress_async.errors import BadRequest
@@ -17,11 +18,12 @@ DROPPED: Final[Field] = ("", "")
 _PRIVATE: Final = frozenset({"HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_PROXY_AUTHORIZATION"})
 
 
-def parse_field_line(line: bytes) -> Field:
+def parse_field_line(line: bytes, dropped: Container[str] = ()) -> Field:
     """The CGI name (RFC 3875 section 4.1.18) and the latin-1 value of one field line without its CR LF.
 
-    Names with `_` are dropped, as they would collide with the same name spelt with `-`; so is
-    `Proxy`, which CGI would turn into a variable that programs trust (CVE-2016-5385).
+    Names with `_` are dropped, as they would collide with the same name spelt with `-`; so are those of
+    `dropped`, CGI names, and `Proxy`, which CGI would turn into a variable that programs trust
+    (CVE-2016-5385).
     Raises BadRequest for what RFC 9110 section 5 does not allow, and for a malformed Host or
     Content-Length.
     """
@@ -42,6 +44,8 @@ def parse_field_line(line: bytes) -> Field:
         key = "HTTP_HOST"
     elif key != "CONTENT_TYPE":
         key = "HTTP_" + key
+        if key in dropped:
+            return DROPPED
     return key, value.decode("latin-1")
 
 

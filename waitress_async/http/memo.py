@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from waitress_async.http.fields import Field, is_private, parse_field_line
@@ -47,11 +48,12 @@ class Memo(Generic[T]):
 
 
 class HeadMemo:
-    """The memos for the lines of request heads. One per server, used on its loop only."""
+    """The memos for the lines of request heads. Shared by connections, used on their loop only."""
 
     __slots__ = ("fields", "request_lines")
 
-    def __init__(self) -> None:
-        self.fields: Memo[Field] = Memo(parse_field_line, is_private)
+    def __init__(self, dropped: Container[str] = ()) -> None:
+        """`dropped` are CGI names (`HTTP_...`) of fields that no request shall have."""
+        self.fields: Memo[Field] = Memo(partial(parse_field_line, dropped=dropped), is_private)
         # A query can hold a secret, and is seldom asked for twice.
         self.request_lines: Memo[RequestLine] = Memo(parse_request_line, lambda line: bool(line.query))

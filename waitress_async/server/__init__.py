@@ -1,6 +1,20 @@
 """asyncio only: listeners, protocol, exchange, sender, sweep, and the server that has them all."""
 
+from waitress_async.server.blocking import BlockingServer, create_server
+from waitress_async.server.paste import paste_server_factory, serve_paste
 from waitress_async.server.run import run, serve, serve_async
 from waitress_async.server.server import Server
+from waitress_async.server.systemd import Notifier, listen_fds
 
-__all__ = ["Server", "run", "serve", "serve_async"]
+__all__ = [
+    "BlockingServer",
+    "Notifier",
+    "Server",
+    "create_server",
+    "listen_fds",
+    "paste_server_factory",
+    "run",
+    "serve",
+    "serve_async",
+    "serve_paste",
+]

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge import LogThread
 from waitress_async.buffers import BufferMemory
-from waitress_async.server.listeners import Address, Listener
+from waitress_async.errors import ProxyProtocolError
+from waitress_async.http import ProxiedAddresses
+from waitress_async.server.listeners import Address, Listener, ListeningSocket, format_address
+from waitress_async.server.proxy_protocol import ProxyProtocol
 
 if TYPE_CHECKING:
     from waitress_async.server.protocol import HTTPProtocol
@@ -25,6 +28,22 @@ _LET_THROUGH_INTERVAL: Final = 0.02
 
 # At the limit it is reached again with every connection that closes; that is said so often, in seconds.
 _TELL_INTERVAL: Final = 10.0
+
+
+class Arrival:
+    """An accepted socket on its way to a transport."""
+
+    __slots__ = ("listener", "peer", "since", "sock", "task", "waits_for_header")
+
+    task: asyncio.Task[None]  # which sees it there
+
+    def __init__(self, since: float, sock: socket.socket, peer: Address, listener: Address) -> None:
+        """`since` is the loop's time; the other two are the addresses of the two ends."""
+        self.since = since
+        self.sock = sock
+        self.peer = peer
+        self.listener = listener
+        self.waits_for_header = False  # of the PROXY protocol
 
 
 class Connections:
@@ -40,18 +59,21 @@ class Connections:
         log: LogThread,
         memory: BufferMemory,
         limit: int,
-        make_protocol: Callable[[Address, Address], HTTPProtocol],
+        proxy_protocol: ProxyProtocol,
+        make_protocol: Callable[[Address, Address, ProxiedAddresses | None], HTTPProtocol],
     ) -> None:
-        """`make_protocol(peer's address, listener's address)` makes the protocol of a new connection."""
+        """`make_protocol(peer's address, listener's address, what a PROXY header says)` makes the protocol
+        of a new connection."""
         self._loop = loop
         self._log = log
         self._memory = memory
         self._limit = limit
+        self._proxy_protocol = proxy_protocol
         self._make_protocol = make_protocol
         self._listeners: list[Listener] = []
-        self._open: set[HTTPProtocol] = set()  # from accept to loss: what the limit counts
+        self._open: set[HTTPProtocol | Arrival] = set()  # from accept to loss: what the limit counts
         self._protocols: set[HTTPProtocol] = set()  # those of them that have a transport
-        self._arriving: set[asyncio.Task[None]] = set()  # on whose way to a transport the others are
+        self._arrivals: set[Arrival] = set()  # on whose way to a transport the others are
         self.full = False  # at the limit
         self._told_full = False
         self._tell_full_after = -math.inf
@@ -67,28 +89,31 @@ class Connections:
 
     # -- accepting
 
-    def listen(self, sockets: list[socket.socket]) -> list[Address]:
-        """Accept from these listening sockets, which are ours from now on. Returns their addresses."""
-        self._listeners = [Listener(self._loop, sock, self._accept, self._accept_failed) for sock in sockets]
+    def listen(self, sockets: list[ListeningSocket]) -> None:
+        """Accept from these, which are ours from now on."""
+        self._listeners = [
+            Listener(self._loop, listening, self._accept, self._accept_failed) for listening in sockets
+        ]
         for listener in self._listeners:
             listener.resume()
-        return [listener.address for listener in self._listeners]
 
     def close(self) -> None:
         """Accept no more, and let each connection end: at once if it is idle, or after its response."""
         self._closed = True
         for listener in self._listeners:
             listener.close()
+        for arrival in self._arrivals:
+            if arrival.waits_for_header:
+                arrival.task.cancel()
         for protocol in list(self._protocols):
             protocol.drain()
 
     def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> bool:
         """Take over an accepted socket. Returns whether there is room for another."""
-        protocol = self._make_protocol(address, listener.address)
-        self._open.add(protocol)
-        task = self._loop.create_task(self._connect(sock, protocol))
-        self._arriving.add(task)
-        task.add_done_callback(self._arriving.discard)
+        arrival = Arrival(self._loop.time(), sock, address, listener.address)
+        self._open.add(arrival)
+        self._arrivals.add(arrival)
+        arrival.task = self._loop.create_task(self._arrive(arrival))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
         if len(self) < self._limit:
@@ -105,15 +130,39 @@ class Connections:
             )
         return False
 
-    async def _connect(self, sock: socket.socket, protocol: HTTPProtocol) -> None:
+    async def _arrive(self, arrival: Arrival) -> None:
+        """See an accepted socket to its transport."""
+        counted: HTTPProtocol | Arrival = arrival
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, sock)
-        except (OSError, asyncio.CancelledError):  # the peer is gone already, or the server stops
-            sock.close()
-            self.lost(protocol)
+            proxied = await self._read_proxy_header(arrival)
+            protocol = self._make_protocol(arrival.peer, arrival.listener, proxied)
+            self._open.remove(arrival)
+            self._open.add(protocol)
+            counted = protocol
+            await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
+        except (OSError, ProxyProtocolError, asyncio.CancelledError) as error:
+            # The peer is gone already, or none that we talk to, or late, or the server stops.
+            arrival.sock.close()
+            self.lost(counted)
+            if not isinstance(error, OSError) and (reason := str(error)):
+                peer = ascii(format_address(arrival.peer))[1:-1]  # a path is whatever its owner likes
+                self._log.log(logging.WARNING, "Connection from %s closed: %s", peer, reason)
         else:
             if self._closed:
                 protocol.drain()
+        finally:
+            self._arrivals.discard(arrival)
+
+    async def _read_proxy_header(self, arrival: Arrival) -> ProxiedAddresses | None:
+        if not self._proxy_protocol.is_expected_from(arrival.peer):
+            return None
+        if self._closed:  # since before this task began: nobody will cancel it
+            raise asyncio.CancelledError
+        arrival.waits_for_header = True
+        try:
+            return await self._proxy_protocol.read_header(self._loop, arrival.sock)
+        finally:
+            arrival.waits_for_header = False
 
     def _accept_failed(self, error: OSError) -> None:
         """The system is out of descriptors or memory: trying again at once would spin."""
@@ -136,11 +185,12 @@ class Connections:
         """`protocol` has its transport."""
         self._protocols.add(protocol)
 
-    def lost(self, protocol: HTTPProtocol) -> None:
-        """`protocol` has lost its connection, or never had one. Makes room for another."""
-        self._open.discard(protocol)
-        self._protocols.discard(protocol)
-        self._held_back.pop(protocol, None)
+    def lost(self, counted: HTTPProtocol | Arrival) -> None:
+        """This one has lost its connection, or never had one. Makes room for another."""
+        self._open.discard(counted)
+        if not isinstance(counted, Arrival):
+            self._protocols.discard(counted)
+            self._held_back.pop(counted, None)
         self._lost.set()
         if self.full and len(self) < self._limit:
             self.full = False
@@ -154,8 +204,8 @@ class Connections:
 
     def abort(self) -> None:
         """Cut every connection."""
-        for task in self._arriving:
-            task.cancel()
+        for arrival in self._arrivals:
+            arrival.task.cancel()
         for protocol in list(self._protocols):
             protocol.abort()
 
@@ -198,6 +248,10 @@ class Connections:
         now = self._loop.time()
         for protocol in list(self._protocols):
             protocol.sweep(now)
+        if timeout := self._proxy_protocol.timeout:
+            for arrival in self._arrivals:
+                if arrival.waits_for_header and now - arrival.since >= timeout:
+                    arrival.task.cancel(f"The PROXY header is not complete after {timeout:g} seconds.")
         if len(self):
             self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
 

@@ -12,8 +12,15 @@ from typing import Final, cast
 
 from waitress_async.bridge import Input, Output, QueueFull
 from waitress_async.buffers import BufferReader
-from waitress_async.errors import ClientDisconnected, HTTPError, RequestError, ServiceUnavailable
+from waitress_async.errors import (
+    ClientDisconnected,
+    HTTPError,
+    MalformedProxyHeader,
+    RequestError,
+    ServiceUnavailable,
+)
 from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
+from waitress_async.server.ends import Ends
 from waitress_async.server.exchange import Exchange, no_room
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
@@ -70,21 +77,24 @@ class HTTPProtocol(asyncio.Protocol):
         "_runtime",
         "_sender",
         "_transport",
+        "_trust",
         "_yielded",
     )
 
-    def __init__(self, runtime: Runtime, remote: tuple[str, str], server_port: str) -> None:
-        """`remote` is the peer's address and port, `server_port` the port it came to, all as text."""
+    def __init__(self, runtime: Runtime, ends: Ends) -> None:
         self._runtime = runtime
-        self._connection = Connection(runtime.limits, runtime.memo)
+        trust = runtime.proxies.trust_in(ends.remote_addr)
+        self._trust = trust if trust.rewrites else None
+        self._connection = Connection(runtime.limits, trust.memo)
         settings = runtime.settings
         self._base_environ = base_environ(
             server_name=settings.server_name,
-            server_port=server_port,
+            server_port=ends.server_port,
+            script_name=settings.url_prefix,
             server_software=settings.ident or "waitress_async",
             url_scheme=settings.url_scheme,
-            remote_addr=remote[0],
-            remote_port=remote[1],
+            remote_addr=ends.remote_addr,
+            remote_port=ends.remote_port,
             errors=sys.stderr,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
@@ -252,6 +262,15 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _begin(self, request: Request) -> None:
         runtime = self._runtime
+        if self._trust is not None:
+            try:
+                request = self._trust.apply(
+                    request, self._base_environ["REMOTE_ADDR"], self._base_environ["wsgi.url_scheme"]
+                )
+            except MalformedProxyHeader as error:
+                self._connection.stop_receiving()
+                self._refuse(error)
+                return
         output = Output(runtime.wakeup, self._pump, runtime.outputs)
         body = self._make_body(request) if request.has_body else None
         self._exchange = exchange = Exchange(runtime.application, self._base_environ, request, body, output)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup
 from waitress_async.buffers import BufferMemory, Spool
-from waitress_async.http import DefaultFields, HeadEncoder, HeadMemo, Limits
+from waitress_async.http import DefaultFields, HeadEncoder, Limits
+from waitress_async.server.proxies import Proxies
 from waitress_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Runtime:
     loop: asyncio.AbstractEventLoop
     settings: Settings
     limits: Limits
-    memo: HeadMemo
+    proxies: Proxies
     default_fields: DefaultFields
     application: Application
     wakeup: Wakeup

@@ -15,13 +15,24 @@ from typing import TYPE_CHECKING, Final, Self
 from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup, in_thread
 from waitress_async.buffers import BufferMemory, Spool, check_directory
 from waitress_async.errors import ServerClosed
-from waitress_async.http import DefaultFields, HeadEncoder, HeadMemo, Limits
+from waitress_async.http import DefaultFields, HeadEncoder, Limits, ProxiedAddresses
 from waitress_async.server.connections import Connections
 from waitress_async.server.descriptors import connection_limit
-from waitress_async.server.listeners import Address, format_address, open_sockets
+from waitress_async.server.ends import ends_of
+from waitress_async.server.listeners import (
+    Address,
+    ListeningSocket,
+    LookedUp,
+    look_up,
+    open_sockets,
+    url_of,
+)
 from waitress_async.server.protocol import HTTPProtocol
+from waitress_async.server.proxies import Proxies
+from waitress_async.server.proxy_protocol import ProxyProtocol
 from waitress_async.server.runtime import Application, Runtime
 from waitress_async.settings import Settings
+from waitress_async.wsgi import check_application
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -62,11 +73,16 @@ class Server:
     _runtime: Runtime  # from the start on
 
     def __init__(self, app: WSGIApplication, settings: Settings | None = None, /, **options: object) -> None:
-        """`options` are settings by keyword; or give a `Settings`. Raises SettingsError (a ValueError)."""
+        """`options` are settings by keyword; or give a `Settings`.
+
+        Raises SettingsError (a ValueError), and NotWSGIError (a TypeError) for what is no WSGI app.
+        """
         if settings is not None and options:
             raise TypeError("give a Settings or keywords, not both")
+        check_application(app)
         self._app = app
         self._settings = settings or Settings.from_keywords(**options)
+        self._opened: list[ListeningSocket] | None = None  # that nobody is accepted from yet
         self._phase = Phase.NEW
         self._wakeup: Wakeup | None = None  # from the beginning of the start on
         self._stop_requested = False
@@ -100,23 +116,34 @@ class Server:
             raise
         self._phase = Phase.READY
         for address in self._addresses:
-            url = f"{self._settings.url_scheme}://{format_address(address)}"
-            runtime.log.log(logging.INFO, "Serving on %s", url)
+            runtime.log.log(logging.INFO, "Serving on %s", url_of(address, self._settings.url_scheme))
+        if without_effect := ", ".join(self._settings.without_effect):
+            runtime.log.log(logging.WARNING, "Settings that have no effect here: %s", without_effect)
+        if self._settings.trusted_proxy and not self._settings.trusted_proxy_headers:
+            runtime.log.log(
+                logging.WARNING, "trusted_proxy_headers is not set: only x-forwarded-proto is trusted"
+            )
+
+    def take_over(self, sockets: list[ListeningSocket]) -> None:
+        """Listen on these, which `open_sockets` has opened, when it starts. Before the start."""
+        self._opened = sockets
 
     async def _open(self, wakeup: Wakeup) -> Runtime:
-        check = partial(check_directory, self._settings.tmp_dir)
-        await in_thread(wakeup, "waitress_async-check", check)
-        sockets = await open_sockets(self._settings, wakeup)
-        try:
-            if self._phase is not Phase.STARTING:
-                raise ServerClosed("the server was stopped while it started")
-            runtime = self._make_runtime(wakeup)
-        except BaseException:
-            for sock in sockets:
-                sock.close()
-            raise
-        self._addresses = runtime.connections.listen(sockets)
+        looked_up = await in_thread(wakeup, "waitress_async-start", self._prepare)
+        if self._phase is not Phase.STARTING:
+            raise ServerClosed("the server was stopped while it started")
+        if self._opened is None:
+            self._opened = open_sockets(self._settings, looked_up)
+        runtime = self._make_runtime(wakeup)
+        sockets, self._opened = self._opened, None
+        self._addresses = [listening.address for listening in sockets]
+        runtime.connections.listen(sockets)
         return runtime
+
+    def _prepare(self) -> LookedUp:
+        """What waits for the disk and the name service."""
+        check_directory(self._settings.tmp_dir)
+        return look_up(self._settings) if self._opened is None else {}
 
     def _make_runtime(self, wakeup: Wakeup) -> Runtime:
         loop = asyncio.get_running_loop()
@@ -162,7 +189,7 @@ class Server:
                 target_size=settings.max_request_target_size,
                 body_size=settings.max_request_body_size,
             ),
-            memo=HeadMemo(),
+            proxies=Proxies(settings, log),
             default_fields=DefaultFields(settings.ident),
             application=Application(self._app, copy_context(), HeadEncoder(), settings.expose_tracebacks),
             wakeup=wakeup,
@@ -172,11 +199,21 @@ class Server:
             memory=memory,
             outputs=outputs,
             log=log,
-            connections=Connections(loop, log, memory, connection_limit(settings, log), self._make_protocol),
+            connections=Connections(
+                loop,
+                log,
+                memory,
+                connection_limit(settings, log),
+                ProxyProtocol(settings),
+                self._make_protocol,
+            ),
         )
 
-    def _make_protocol(self, peer: Address, listener: Address) -> HTTPProtocol:
-        return HTTPProtocol(self._runtime, (peer[0], str(peer[1])), str(listener[1]))
+    def _make_protocol(
+        self, peer: Address, listener: Address, proxied: ProxiedAddresses | None
+    ) -> HTTPProtocol:
+        ends = ends_of(peer, listener, proxied, self._settings.url_scheme)
+        return HTTPProtocol(self._runtime, ends)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -229,20 +266,26 @@ class Server:
 
     @property
     def addresses(self) -> list[Address]:
-        """The socket addresses that are listened on, `(host, port)` or `(host, port, flow, scope)`."""
+        """The socket addresses that are listened on: `(host, port)`, `(host, port, flow, scope)`, or the path
+        of a unix socket (or `@` and its abstract name)."""
         return list(self._addresses)
 
     @property
     def port(self) -> int:
-        """The port of the first address. Raises ServerClosed before the start."""
-        return self._first_address[1]
+        """The port of the first address. Raises ServerClosed before the start, and if that has no port."""
+        address = self._first_address
+        if isinstance(address, str):
+            raise ServerClosed(f"the server listens on a unix socket, which has no port: {address}")
+        return address[1]
 
     @property
     def url(self) -> str:
-        """A URL without a path by which this machine reaches the first address."""
-        host, port = self._first_address[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"{self._settings.url_scheme}://{format_address((host, port))}"
+        """A URL without a path by which this machine reaches the first address, or `unix:path`."""
+        address = self._first_address
+        if not isinstance(address, str):
+            host, port = address[:2]
+            address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
+        return url_of(address, self._settings.url_scheme)
 
     @property
     def _first_address(self) -> Address:
@@ -323,5 +366,8 @@ class Server:
         await runtime.log.wait_closed(_UNWIND_TIMEOUT)
 
     def _enter_stopped(self) -> None:
+        for listening in self._opened or ():
+            listening.close()
+        self._opened = None
         self._phase = Phase.STOPPED
         self._stopped.set()

@@ -16,6 +16,7 @@ def base_environ(
     *,
     server_name: str,
     server_port: str,
+    script_name: str,
     server_software: str,
     url_scheme: str,
     remote_addr: str,
@@ -27,7 +28,7 @@ def base_environ(
         "SERVER_NAME": server_name,
         "SERVER_PORT": server_port,
         "SERVER_SOFTWARE": server_software,
-        "SCRIPT_NAME": "",
+        "SCRIPT_NAME": script_name,
         "REMOTE_ADDR": remote_addr,
         "REMOTE_HOST": remote_addr,
         "REMOTE_PORT": remote_port,
@@ -51,14 +52,17 @@ def request_environ(
 ) -> Environ:
     """The environ of a request that is read from `body`.
 
-    No field can override another key: all their names begin with HTTP_ but for CONTENT_TYPE and
-    CONTENT_LENGTH.
+    No field of a client can override another key: all their names begin with HTTP_ but for CONTENT_TYPE and
+    CONTENT_LENGTH. What a trusted proxy tells does override (`ProxyHeaders`).
     """
     environ = base.copy()
     environ.update(request.fields)
     environ["REQUEST_METHOD"] = request.method
     environ["REQUEST_URI"] = request.target
-    environ["PATH_INFO"] = request.path
+    path = request.path
+    if (prefix := environ["SCRIPT_NAME"]) and (path == prefix or path.startswith(prefix + "/")):
+        path = path[len(prefix) :]  # others are served too, as waitress does
+    environ["PATH_INFO"] = path
     environ["QUERY_STRING"] = request.query
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.http_11 else "HTTP/1.0"
     environ["wsgi.input"] = body

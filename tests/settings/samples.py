@@ -1,0 +1,62 @@
+"""For each setting a text and the value that it stands for, which is never the default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from waitress_async.settings import COMMAND_DECLARATIONS, DECLARATIONS, Declaration
+
+ALL: Final[tuple[Declaration, ...]] = (*DECLARATIONS, *COMMAND_DECLARATIONS)
+TEXTUAL: Final = [declaration for declaration in ALL if not declaration.keyword_only]
+BY_NAME: Final[Mapping[str, Declaration]] = {declaration.name: declaration for declaration in ALL}
+
+_BOOLS: Final = {True: ("Yes", True), False: ("off", False)}
+
+SAMPLES: Final[Mapping[str, tuple[str, object]]] = {
+    **{d.name: (f" {d.default + 1}", d.default + 1) for d in TEXTUAL if isinstance(d.default, int)},
+    **{d.name: _BOOLS[not d.default] for d in TEXTUAL if d.type is bool},
+    "host": ("::1", "::1"),
+    "listen": (
+        "localhost:80 [::1]:0\nunix:/run/app fd://3",
+        ("localhost:80", "[::1]:0", "unix:/run/app", "fd://3"),
+    ),
+    "unix_socket": ("/run/app.sock", "/run/app.sock"),
+    "unix_socket_perms": ("660", 0o660),
+    "unix_socket_owner": ("www-data:", "www-data:"),
+    "trusted_proxy": ("10.0.0.0/8, ::1 localhost", ("10.0.0.0/8", "::1", "localhost")),
+    "trusted_proxy_count": ("2", 2),
+    "trusted_proxy_headers": ("x-forwarded-for X-Forwarded-Proto", ("x-forwarded-for", "X-Forwarded-Proto")),
+    "proxy_protocol": ("v2", "v2"),
+    "proxy_protocol_from": ("*", ("*",)),
+    "proxy_protocol_timeout": ("500ms", 0.5),
+    "spare_threads": ("3", 3),
+    "ident": ("a server", "a server"),
+    "server_name": ("example.org", "example.org"),
+    "url_scheme": ("https", "https"),
+    "url_prefix": ("shop/", "/shop"),
+    "max_request_body_size": ("1.5 MiB", 1_572_864),
+    "tmp_dir": ("/var/tmp", "/var/tmp"),
+    "stream_request_prefix": ("/up /files", ("/up", "/files")),
+    "channel_timeout": ("1m30s", 90.0),
+    "graceful_timeout": ("0", 0.0),
+    "loop": ("asyncio", "asyncio"),
+    "app": ("wsgiref.simple_server:demo_app", "wsgiref.simple_server:demo_app"),
+    "app_dir": ("src", "src"),
+    "log_level": ("WARNING", "warning"),
+    "log_config": ("logging.toml", "logging.toml"),
+}
+
+# What must be set too, so that a setting may be.
+COMPANIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "trusted_proxy_count": ("trusted_proxy",),
+    "trusted_proxy_headers": ("trusted_proxy",),
+}
+
+
+def flags_of(name: str, value: object) -> list[str]:
+    """The flags that give a setting a value, which is a bool or text."""
+    on, _, off = str(BY_NAME[name].flag).partition("/")
+    if BY_NAME[name].type is bool:
+        return [on if value else off]
+    return [f"{on}={value}"]

@@ -1,0 +1,160 @@
+"""From what a caller may write to a setting's value. Each raises ValueError with the reason."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+from collections.abc import Callable
+from typing import Final, NewType
+
+# Permissions of a file, written in octal.
+Mode = NewType("Mode", int)
+
+# The beginning of a path, "" or "/" and no slash at the end.
+Prefix = NewType("Prefix", str)
+
+# A list of addresses and networks, of which None is the empty one.
+Addresses = NewType("Addresses", tuple[str, ...])
+
+# What people write after a number, in lower case, and how many of the smallest of its kind it is.
+UNITS: Final[dict[str, dict[str, int]]] = {
+    "bytes": {"b": 1}
+    | {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)}
+    | {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)},
+    "seconds": {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000},
+}
+_ONE: Final = {"bytes": 1, "seconds": 1000}  # in the smallest
+_QUANTITY: Final = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))? ?([a-z]+) ?")
+
+
+def expand_units(text: str, unit: str) -> object:
+    """The number that `text` is, such as 512KiB or 1h30m, in `unit`; `text` itself if it is nothing such.
+
+    Raises ValueError for a number with another unit.
+    """
+    lower = text.strip().lower()
+    parts = _QUANTITY.findall(lower)
+    if not parts or _QUANTITY.sub("", lower):
+        return text
+    units = UNITS[unit]
+    if any(suffix not in units for _, _, suffix in parts):
+        raise ValueError(f"{text!r} is not in {unit}, whose units are {', '.join(units)}")
+    # In whole numbers: 1.001 KB is 1001 bytes.
+    places = max(len(decimals) for _, decimals, _ in parts)
+    total = sum(int(whole + decimals.ljust(places, "0")) * units[suffix] for whole, decimals, suffix in parts)
+    one = _ONE[unit] * 10**places
+    return total / one if total % one else total // one
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes in the largest binary unit of which it is a whole number, for a reader."""
+    for name in ("TiB", "GiB", "MiB", "KiB"):
+        size = UNITS["bytes"][name.lower()]
+        if number and not number % size:
+            return f"{number // size} {name}"
+    return f"{number} bytes"
+
+
+def to_bool(value: object) -> bool:
+    text = "" if value is None else str(value).strip().lower()
+    if text in {"t", "true", "y", "yes", "on", "1"}:
+        return True
+    if text in {"", "f", "false", "n", "no", "off", "0"}:
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+def to_int(value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    raise ValueError(f"{value!r} is not a whole number")
+
+
+def to_optional_int(value: object) -> int | None:
+    return None if value is None or value == "" else to_int(value)
+
+
+def to_mode(value: object) -> Mode:
+    """Permissions: text is octal, as waitress has it; a number is taken as it is."""
+    try:
+        mode = int(value, 8) if isinstance(value, str) else to_int(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a file mode such as 600") from None
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"{value!r} is not a file mode such as 600: as a number, write 0o600")
+    return Mode(mode)
+
+
+def to_float(value: object) -> float:
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise ValueError(f"{value!r} is not a number")
+
+
+def to_str(value: object) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str):
+        return text
+    raise ValueError(f"{value!r} is not a string")
+
+
+def to_optional_str(value: object) -> str | None:
+    return None if value is None or value == "" else to_str(value)
+
+
+def to_prefix(value: object) -> Prefix:
+    path = to_str("" if value is None else value).strip().strip("/")
+    return Prefix(f"/{path}" if path else "")
+
+
+def to_strings(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(value.split())
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(part for item in value for part in to_str(item).split())
+    raise ValueError(f"{value!r} is not a list of strings")
+
+
+def to_addresses(value: object) -> Addresses:
+    """Addresses and networks, which hold no comma: so those may separate them too."""
+    texts = () if value is None else to_strings(value)
+    return Addresses(to_strings(" ".join(texts).replace(",", " ")))
+
+
+def to_sockets(value: object) -> tuple[socket.socket, ...]:
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise ValueError(f"{value!r} is not a list of sockets")
+    families = {socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", socket.AF_INET)}
+    for item in value:
+        if not isinstance(item, socket.socket):
+            raise ValueError(f"{item!r} is not a socket")
+        if item.type != socket.SOCK_STREAM or item.family not in families:
+            raise ValueError(f"Only Internet or UNIX stream sockets may be used. {item!r} is none")
+    return tuple(value)
+
+
+CASTS: Final[dict[object, Callable[[object], object]]] = {
+    bool: to_bool,
+    int: to_int,
+    int | None: to_optional_int,
+    Mode: to_mode,
+    float: to_float,
+    str: to_str,
+    str | None: to_optional_str,
+    Prefix: to_prefix,
+    tuple[str, ...]: to_strings,
+    Addresses: to_addresses,
+    tuple[socket.socket, ...]: to_sockets,
+}

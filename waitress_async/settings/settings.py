@@ -1,0 +1,487 @@
+"""Every setting of a server, declared once.
+
+The fields of `Settings` are the declaration: keyword arguments, flags, environment variables, keys of
+files and docs/settings.md are all made from them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from waitress_async.settings.casts import Addresses, Mode, Prefix
+from waitress_async.settings.command import COMMAND_DECLARATIONS
+from waitress_async.settings.declaration import (
+    Declaration,
+    check_names,
+    convert_fields,
+    declarations_of,
+    setting,
+)
+from waitress_async.settings.peers import UNIX_PEER, Peers
+from waitress_async.settings.places import (
+    InternetPlace,
+    Place,
+    UnixPlace,
+    as_listen,
+    check_host,
+    check_listen,
+    check_unix_path,
+    parse_listen,
+)
+from waitress_async.settings.rules import (
+    check_exclusions,
+    check_families,
+    check_prefix,
+    check_prefixes,
+    check_printable,
+    check_proxy_headers,
+    check_proxy_settings,
+)
+from waitress_async.settings.sources import Given, read_sources
+
+_A_YEAR: Final = 365 * 24 * 3600  # timers overflow somewhere beyond; nobody waits so long
+
+# Sections of the reference.
+_LISTENING: Final = "Where it listens"
+_PROXIES: Final = "Behind proxies"
+_THREADS: Final = "Threads"
+_APP: Final = "What the app sees"
+_BODIES: Final = "Bodies"
+_BOUNDS: Final = "Bounds"
+_TIME: Final = "Time, and the loop"
+_NONE: Final = "Taken from waitress, without effect"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one server. An instance is always valid.
+
+    Values are cast as `Settings.from_keywords` says, and checked.
+
+    Raises SettingsError, which names the setting, for a value of the wrong type or out of range.
+    """
+
+    host: str = setting(
+        "0.0.0.0",
+        check=check_host,
+        help="Address or name to listen on; * is every address of IPv4 and IPv6.",
+        section=_LISTENING,
+    )
+    port: int = setting(
+        8080,
+        minimum=0,
+        maximum=65535,
+        help="Port to listen on; 0 takes any free one.",
+        section=_LISTENING,
+    )
+    listen: tuple[str, ...] = setting(
+        (),
+        unit="host:port",
+        check=check_listen,
+        help="Where to listen instead of host and port: HOST:PORT, [IPV6]:PORT, unix:PATH, unix:@NAME "
+        "(abstract), fd://NUMBER, systemd:// (all sockets passed by systemd) or systemd://NAME. "
+        "Several are separated by spaces, or the flag is repeated.",
+        section=_LISTENING,
+    )
+    ipv4: bool = setting(
+        True,
+        help="Whether a name or * in host or listen means its IPv4 addresses.",
+        section=_LISTENING,
+    )
+    ipv6: bool = setting(
+        True,
+        help="Whether a name or * in host or listen means its IPv6 addresses.",
+        section=_LISTENING,
+    )
+    unix_socket: str | None = setting(
+        None,
+        unit="path",
+        check=check_unix_path,
+        help="Unix socket to listen on instead of host and port; @NAME is an abstract one.",
+        section=_LISTENING,
+    )
+    unix_socket_perms: Mode = setting(
+        Mode(0o600),
+        unit="octal",
+        help="Permissions of the unix sockets that are made.",
+        section=_LISTENING,
+    )
+    unix_socket_owner: str | None = setting(
+        None,
+        unit="user:group",
+        help="Owner of the unix sockets that are made: USER, USER:GROUP or :GROUP, by name or number.",
+        section=_LISTENING,
+    )
+    sockets: tuple[socket.socket, ...] = setting(
+        (),
+        keyword_only=True,
+        help="Bound stream sockets to listen on, Internet or unix, instead of all other places.",
+        section=_LISTENING,
+    )
+    reuse_port: bool = setting(
+        False,
+        help="Let other processes bind the same port; the system shares connections among them.",
+        section=_LISTENING,
+    )
+    backlog: int = setting(
+        1024,
+        unit="connections",
+        minimum=1,
+        maximum=65535,
+        help="New connections that the system holds until they are accepted.",
+        section=_LISTENING,
+    )
+    trusted_proxy: Addresses = setting(
+        Addresses(()),
+        unit="peers",
+        check=Peers.parse,
+        help="Peers whose proxy headers are believed: addresses, networks (10.0.0.0/8), * for all, "
+        "localhost for unix sockets. Several are separated by spaces or commas.",
+        section=_PROXIES,
+    )
+    trusted_proxy_count: int | None = setting(
+        None,
+        unit="hops",
+        minimum=1,
+        help="Proxies in a row that are trusted, counted from this server; none is 1.",
+        section=_PROXIES,
+    )
+    trusted_proxy_headers: tuple[str, ...] = setting(
+        (),
+        unit="headers",
+        check=check_proxy_headers,
+        help="Headers that are believed: forwarded, or any of x-forwarded-for, x-forwarded-host, "
+        "x-forwarded-proto, x-forwarded-port, x-forwarded-by. With a trusted_proxy, none means "
+        "x-forwarded-proto.",
+        section=_PROXIES,
+    )
+    clear_untrusted_proxy_headers: bool = setting(
+        True,
+        help="Keep from the app those of the six headers that are not believed.",
+        section=_PROXIES,
+    )
+    log_untrusted_proxy_headers: bool = setting(
+        False,
+        help="Log a warning when such a header is kept from the app.",
+        section=_PROXIES,
+    )
+    proxy_protocol: Literal["off", "v1", "v2", "auto"] = setting(
+        "off",
+        help="PROXY header that begins each connection from proxy_protocol_from; auto is either version.",
+        section=_PROXIES,
+    )
+    proxy_protocol_from: Addresses = setting(
+        Addresses(("127.0.0.0/8", "::1", UNIX_PEER)),
+        unit="peers",
+        check=Peers.parse,
+        help="Peers that send a PROXY header, written as in trusted_proxy. From all others none is accepted.",
+        section=_PROXIES,
+    )
+    proxy_protocol_timeout: float = setting(
+        5.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time from accept until the PROXY header is complete; 0 is no limit.",
+        section=_PROXIES,
+    )
+    threads: int = setting(
+        4,
+        unit="threads",
+        minimum=1,
+        help="Threads that run the app.",
+        section=_THREADS,
+    )
+    spare_threads: int | None = setting(
+        None,
+        unit="threads",
+        minimum=0,
+        help="Extra threads that run requests while others wait for slow clients; none is 4 for each thread.",
+        section=_THREADS,
+    )
+    max_queue: int = setting(
+        4096,
+        unit="requests",
+        minimum=1,
+        help="Requests that wait for a thread; beyond it they are answered 503.",
+        section=_THREADS,
+    )
+    ident: str | None = setting(
+        "waitress_async",
+        check=check_printable,
+        help="Value of the Server header; empty sends none.",
+        section=_APP,
+    )
+    server_name: str = setting(
+        "waitress.invalid",
+        check=check_printable,
+        help="SERVER_NAME in the environ.",
+        section=_APP,
+    )
+    url_scheme: Literal["http", "https"] = setting(
+        "http",
+        help="wsgi.url_scheme in the environ.",
+        section=_APP,
+    )
+    url_prefix: Prefix = setting(
+        Prefix(""),
+        unit="path",
+        check=check_prefix,
+        help="SCRIPT_NAME in the environ, taken from the front of PATH_INFO where it stands there.",
+        section=_APP,
+    )
+    expose_tracebacks: bool = setting(
+        False,
+        help="Put the traceback of a failed app into the answer. For development only.",
+        section=_APP,
+    )
+    inbuf_overflow: int = setting(
+        524_288,
+        unit="bytes",
+        minimum=1,
+        help="Request body from which on it goes to a temporary file; a smaller one stays in memory.",
+        section=_BODIES,
+    )
+    outbuf_overflow: int = setting(
+        1_048_576,
+        unit="bytes",
+        minimum=0,
+        help="Unsent output of a response kept in memory; what is more goes to a temporary file.",
+        section=_BODIES,
+    )
+    outbuf_high_watermark: int = setting(
+        16_777_216,
+        unit="bytes",
+        minimum=1,
+        help="Unsent output of a response above which the app waits for its client.",
+        section=_BODIES,
+    )
+    buffer_memory: int = setting(
+        268_435_456,
+        unit="bytes",
+        minimum=1,
+        help="Bodies in memory, all requests and responses together; near it they go to disk sooner.",
+        section=_BODIES,
+    )
+    tmp_dir: str | None = setting(
+        None,
+        unit="folder",
+        help="Where temporary files are made; none is the system's place for them.",
+        section=_BODIES,
+    )
+    spool_limit: int = setting(
+        8_589_934_592,
+        unit="bytes",
+        minimum=0,
+        help="Temporary files, all together; a request that does not fit is answered 507. 0 is no limit.",
+        section=_BODIES,
+    )
+    spool_min_free: int = setting(
+        67_108_864,
+        unit="bytes",
+        minimum=0,
+        help="Space that temporary files leave free on their file system.",
+        section=_BODIES,
+    )
+    stream_request_body: bool = setting(
+        False,
+        help="Call the app at the head of every request; wsgi.input then waits for the body.",
+        section=_BODIES,
+    )
+    stream_request_prefix: tuple[str, ...] = setting(
+        (),
+        unit="path",
+        check=check_prefixes,
+        help="Paths, with all below them, for which the app is called at the head of a request. "
+        "Several are separated by spaces, or the flag is repeated.",
+        section=_BODIES,
+    )
+    max_request_header_size: int = setting(
+        262_144,
+        unit="bytes",
+        minimum=1,
+        help="Request line and header fields together; beyond it 431.",
+        section=_BOUNDS,
+    )
+    max_request_header_fields: int = setting(
+        100,
+        unit="fields",
+        minimum=1,
+        help="Header fields of a request; beyond it 431.",
+        section=_BOUNDS,
+    )
+    max_request_target_size: int = setting(
+        65_536,
+        unit="bytes",
+        minimum=1,
+        help="Request target (path and query); beyond it 414.",
+        section=_BOUNDS,
+    )
+    max_request_body_size: int = setting(
+        1_073_741_824,
+        unit="bytes",
+        minimum=1,
+        help="Request body; beyond it 413.",
+        section=_BOUNDS,
+    )
+    connection_limit: int = setting(
+        0,
+        unit="connections",
+        minimum=0,
+        help="Connections open at once; at the limit no more are accepted until one closes. "
+        "0 is what the limit on file descriptors allows, at most 10000.",
+        section=_BOUNDS,
+    )
+    channel_timeout: float = setting(
+        120.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time after which an idle connection is closed; 0 is never.",
+        section=_TIME,
+    )
+    graceful_timeout: float = setting(
+        30.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time that requests in flight have to finish when the server stops.",
+        section=_TIME,
+    )
+    loop: Literal["auto", "uvloop", "asyncio"] = setting(
+        "auto",
+        help="Event loop of the command and of serve(); auto is uvloop where it is installed.",
+        section=_TIME,
+    )
+    recv_bytes: int = setting(
+        8192,
+        unit="bytes",
+        without_effect=True,
+        help="The event loop reads what is there.",
+        section=_NONE,
+    )
+    send_bytes: int = setting(
+        1,
+        unit="bytes",
+        without_effect=True,
+        help="Output is sent at once, and what comes meanwhile goes together.",
+        section=_NONE,
+    )
+    cleanup_interval: int = setting(
+        30,
+        unit="seconds",
+        without_effect=True,
+        help="Idle connections are looked for every second.",
+        section=_NONE,
+    )
+    log_socket_errors: bool = setting(
+        True,
+        without_effect=True,
+        help="A client that is gone is never a traceback.",
+        section=_NONE,
+    )
+    asyncore_loop_timeout: int = setting(
+        1,
+        unit="seconds",
+        without_effect=True,
+        help="There is no asyncore here.",
+        section=_NONE,
+    )
+    asyncore_use_poll: bool = setting(
+        False,
+        without_effect=True,
+        help="There is no asyncore here.",
+        section=_NONE,
+    )
+    channel_request_lookahead: int = setting(
+        0,
+        unit="requests",
+        without_effect=True,
+        help="That a client is gone is always seen, while the app runs too.",
+        section=_NONE,
+    )
+
+    def __post_init__(self) -> None:
+        convert_fields(self, DECLARATIONS)
+        check_families(self.ipv4, self.ipv6)
+        check_proxy_settings(self.trusted_proxy, self.trusted_proxy_count, self.trusted_proxy_headers)
+
+    @classmethod
+    def from_keywords(cls, **options: object) -> Self:
+        """Make settings of the keyword arguments of `serve()` and its kin.
+
+        A string is cast to the setting's type: numbers in decimal, with a unit if the setting has one
+        (`512KiB`, `2m`); `true t yes y on 1` and `false f no n off 0`; permissions in octal; lists are split
+        at white space. A bool is not a number.
+
+        Raises SettingsError for an unknown name (with the nearest known one), for a bad value, and for
+        settings that exclude each other, whatever their values.
+        """
+        check_names(options, NAMES)
+        check_exclusions(options)
+        values: dict[str, Any] = options
+        return cls(**values)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        config: str | None = None,
+        directory: str | Path = ".",
+        environ: Mapping[str, str] = os.environ,
+        **options: object,
+    ) -> Self:
+        """Make settings as the command does: of files in `directory`, of `environ`, and then of keywords.
+
+        The order is told by `read_sources`; `config` is a file instead of waitress_async.toml. What is the
+        command's own (the application, the log) is passed over. Reads files.
+
+        Raises SettingsError, which names the file or the variable.
+        """
+        check_names(options, NAMES)
+        given = read_sources(
+            (*DECLARATIONS, *COMMAND_DECLARATIONS),
+            directory=Path(directory),
+            config=config,
+            environ=environ,
+            keywords={name: Given(value, "keyword") for name, value in options.items()},
+        )
+        return cls.from_keywords(**{name: given[name].value for name in NAMES if name in given})
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where to listen when there are no `sockets`, each place once."""
+        if self.unix_socket is not None:
+            return (UnixPlace(self.unix_socket),)
+        entries = self.listen or (as_listen(self.host),)
+        places = [parse_listen(entry, self.port) for entry in entries]
+        any_port = [place for place in places if isinstance(place, InternetPlace) and not place.port]
+        return tuple(place for n, place in enumerate(places) if place in any_port or place not in places[:n])
+
+    @property
+    def believed_headers(self) -> frozenset[str]:
+        """The proxy headers that are believed, in lower case, when a trusted proxy sends them."""
+        if not self.trusted_proxy:
+            return frozenset()
+        return frozenset(map(str.lower, self.trusted_proxy_headers)) or frozenset({"x-forwarded-proto"})
+
+    @property
+    def without_effect(self) -> list[str]:
+        """The names of those that are set to something, and do nothing here."""
+        return [d.name for d in DECLARATIONS if d.without_effect and getattr(self, d.name) != d.default]
+
+    def streams(self, path: str) -> bool:
+        """Whether the app is to read the body of a request for `path` while it comes."""
+        return self.stream_request_body or any(
+            path == prefix or path.startswith(prefix.rstrip("/") + "/")
+            for prefix in self.stream_request_prefix
+        )
+
+
+DECLARATIONS: Final[tuple[Declaration, ...]] = declarations_of(Settings)
+NAMES: Final[tuple[str, ...]] = tuple(declaration.name for declaration in DECLARATIONS)

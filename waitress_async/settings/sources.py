@@ -1,0 +1,162 @@
+"""Settings from files, the environment and the command line, each value with where it came from."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from waitress_async.errors import SettingsError
+from waitress_async.settings.declaration import VARIABLE_PREFIX, Declaration, check_names
+from waitress_async.settings.rules import EXCLUSIONS, check_exclusions
+
+PROJECT_FILE: Final = "pyproject.toml"
+PROJECT_TABLE: Final = "[tool.waitress_async]"
+OWN_FILE: Final = "waitress_async.toml"
+CONFIG_VARIABLE: Final = VARIABLE_PREFIX + "CONFIG"
+
+# Of a configuration file. Somebody's log given by mistake must not fill the memory.
+_MOST_BYTES: Final = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value, cast and checked, and who gave it."""
+
+    value: object
+    origin: str  # as a person calls it: a file, a variable, a flag
+
+
+Values = dict[str, Given]
+
+
+def read_sources(
+    declarations: Iterable[Declaration],
+    *,
+    directory: Path,
+    config: str | None,
+    environ: Mapping[str, str],
+    keywords: Mapping[str, Given],
+) -> Values:
+    """What is given for `declarations`, and by whom. A later source wins:
+
+    `[tool.waitress_async]` in `directory`/pyproject.toml; `directory`/waitress_async.toml, or the file
+    `config`; the variables `WAITRESS_ASYNC_*`; `keywords`. What says where to listen replaces what an
+    earlier source says in another way. `$PORT` is the default of `port`, for nobody who says where to listen.
+
+    Raises SettingsError, which names the source and the setting. Reads files: not for the loop's thread.
+    """
+    by_name = {declaration.name: declaration for declaration in declarations}
+    result: Values = {}
+    for source in (
+        _of_project(by_name, directory / PROJECT_FILE),
+        _of_own_file(by_name, directory, config or environ.get(CONFIG_VARIABLE) or None),
+        _of_environ(by_name, environ),
+        keywords,
+    ):
+        _check_exclusions(source)
+        for excluded in _excluded_by(source):
+            result.pop(excluded, None)
+        result.update(source)
+    port = environ.get("PORT")
+    if port and "port" in by_name and not (_excluded_by(["port"]) | {"port"}) & result.keys():
+        result["port"] = _convert(by_name["port"], port, "$PORT")
+    return result
+
+
+def _check_exclusions(source: Mapping[str, Given]) -> None:
+    try:
+        check_exclusions(source)
+    except SettingsError as error:
+        about = [name for name in source if _excluded_by([name]) & source.keys()]
+        origins = dict.fromkeys(source[name].origin for name in about)
+        raise SettingsError(f"{', '.join(origins)}: {error}") from None
+
+
+def _excluded_by(names: Iterable[str]) -> set[str]:
+    """The settings that may not stand beside one of `names`."""
+    excluded: set[str] = set()
+    for one, others, _ in EXCLUSIONS:
+        if one in names:
+            excluded |= others
+        if others & set(names):
+            excluded.add(one)
+    return excluded
+
+
+def _of_project(by_name: Mapping[str, Declaration], path: Path) -> Values:
+    origin = f"{PROJECT_FILE} {PROJECT_TABLE}"
+    table = (_read_toml(path) if path.is_file() else {}).get("tool", {})
+    return _of_table(by_name, table.get("waitress_async", {}) if isinstance(table, dict) else {}, origin)
+
+
+def _of_own_file(by_name: Mapping[str, Declaration], directory: Path, config: str | None) -> Values:
+    if config is not None:
+        return _of_table(by_name, _read_toml(directory / config), config)
+    path = directory / OWN_FILE
+    return _of_table(by_name, _read_toml(path), OWN_FILE) if path.is_file() else {}
+
+
+def _of_table(by_name: Mapping[str, Declaration], table: object, origin: str) -> Values:
+    if not isinstance(table, dict):
+        raise SettingsError(f"{origin}: is not a table")
+    values = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name in values:
+            raise SettingsError(f"{origin}: {name} is given twice")
+        values[name] = value
+    return _convert_all(by_name, {name: (value, origin) for name, value in values.items()})
+
+
+def _of_environ(by_name: Mapping[str, Declaration], environ: Mapping[str, str]) -> Values:
+    """Empty variables are as good as none: that is how compose files pass what is not set."""
+    return _convert_all(
+        by_name,
+        {
+            variable.removeprefix(VARIABLE_PREFIX).lower(): (text, variable)
+            for variable, text in environ.items()
+            if variable.startswith(VARIABLE_PREFIX) and variable != CONFIG_VARIABLE and text
+        },
+    )
+
+
+def _convert_all(by_name: Mapping[str, Declaration], values: Mapping[str, tuple[object, str]]) -> Values:
+    result = {}
+    textual = [declaration.name for declaration in by_name.values() if not declaration.keyword_only]
+    for name, (value, origin) in values.items():
+        try:
+            check_names([name], textual)
+        except SettingsError as error:
+            raise SettingsError(f"{origin}: {error}") from None
+        result[name] = _convert(by_name[name], value, origin)
+    return result
+
+
+def _convert(declaration: Declaration, value: object, origin: str) -> Given:
+    try:
+        return Given(declaration.convert(value), origin)
+    except ValueError as error:
+        raise SettingsError(f"{origin}: {declaration.name}: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    text = read_configuration(path)
+    try:
+        return tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
+        raise SettingsError(f"{path}: is not TOML: {error}") from None
+
+
+def read_configuration(path: Path) -> bytes:
+    """A file that people write, so of a bounded size. Raises SettingsError, which names it."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    if len(text) > _MOST_BYTES:
+        raise SettingsError(f"{path}: is larger than {_MOST_BYTES} bytes")
+    return text
