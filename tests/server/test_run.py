@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.server.support import DEADLINE, Client, request
+from tests.server.support import DEADLINE, Client, hello, request
+from waitress_async import SettingsError, serve
 
 PROGRAM = """
 import socket, sys, threading
@@ -111,3 +112,13 @@ def test_a_second_signal_stops_it_at_once(
         status, out, err = program.end()
     assert (status, out) == (0, "returned")
     assert "1 thread(s) still running: waitress_async-" in err
+
+
+async def test_where_a_loop_runs_already_it_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"use serve_async\(\) or Server on it, or another thread$"):
+        serve(hello, host="127.0.0.1", port=0)
+
+
+def test_a_private_keyword_of_waitress_that_many_scripts_have() -> None:
+    with pytest.raises(SettingsError, match="^threads: 0 is less than 1$"):
+        serve(hello, _quiet=True, threads=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from waitress_async.errors import NotWSGIError
 from waitress_async.server.listeners import ListeningSocket, look_up, open_sockets
-from waitress_async.server.run import run
+from waitress_async.server.run import run, unclaimed_signals
 from waitress_async.server.server import Server
 from waitress_async.settings import Settings
 
@@ -48,18 +48,19 @@ class BlockingServer:
             logger.info(format_str.format(f"[{host}]" if ":" in host else host, port))
 
     def run(self) -> None:
-        """Serve until `close()`, or a SIGINT or SIGTERM if this is the main thread.
+        """Serve until `close()`, or a SIGINT or SIGTERM in the main thread for which there is no handler.
 
         Returns when requests in flight are answered, at the latest after `graceful_timeout`; at once if it
         was closed or run before. Ctrl-C is no exception here, as in waitress. Raises OSError for a folder in
-        which temporary files cannot be made, and SettingsError for a loop that is not installed.
+        which temporary files cannot be made, SettingsError for a loop that is not installed, and RuntimeError
+        where a loop runs already.
         """
         sockets = self._take()
         if sockets is None:
             return
         try:
             self._server.take_over(sockets)
-            run(self._server, self._settings)
+            run(self._server, self._settings, stop_signals=unclaimed_signals())
         except KeyboardInterrupt:
             pass  # it came before there was a handler, or after
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from waitress_async.bridge import LogThread
@@ -24,11 +24,11 @@ class Trust:
     believed: ProxyHeaders | None
     cleared: frozenset[str]  # CGI names that are taken out with a warning
     log: LogThread
-    rewrites: bool = field(init=False)  # whether `apply` may change anything
 
-    def __post_init__(self) -> None:
-        # Found out once, for it is asked of each request.
-        object.__setattr__(self, "rewrites", self.believed is not None or bool(self.cleared))
+    @property
+    def rewrites(self) -> bool:
+        """Whether `apply` may change anything."""
+        return self.believed is not None or bool(self.cleared)
 
     def apply(self, request: Request, peer: str, scheme: str) -> Request:
         """The request as the proxy at the address `peer` tells it. Logs and raises MalformedProxyHeader.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge import Wakeup, in_thread
 from waitress_async.errors import ServerClosed, SettingsError
@@ -18,16 +18,20 @@ from waitress_async.settings import Settings
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+STOP_SIGNALS: Final = ("SIGINT", "SIGTERM")
+
 
 def serve(app: WSGIApplication, **options: object) -> None:
     """Serve `app` until SIGINT or SIGTERM. `options` are the settings by keyword.
 
     Makes a loop of its own (uvloop where it is installed). The first signal stops gracefully, a second
-    one at once. Raises SettingsError (a ValueError), NotWSGIError (a TypeError) and OSError. Configures no
-    logging.
+    one at once; a handler that the program has set for one of them stays. Raises SettingsError (a
+    ValueError), NotWSGIError (a TypeError), OSError, and RuntimeError where a loop runs already.
+    Configures no logging.
     """
+    options.pop("_quiet", None)  # of waitress, and written in many a script to have it configure no logging
     settings = Settings.from_keywords(**options)
-    run(Server(app, settings), settings)
+    run(Server(app, settings), settings, stop_signals=unclaimed_signals())
 
 
 async def serve_async(app: WSGIApplication, **options: object) -> None:
@@ -40,25 +44,55 @@ def run(
     server: Server,
     settings: Settings,
     *,
+    stop_signals: Collection[str] = STOP_SIGNALS,
     notifier: Notifier | None = None,
     reload: Callable[[], object] | None = None,
 ) -> None:
-    """Run `server`, which is new, on a loop of its own, in any thread; in the main one signals stop it.
+    """Run `server`, which is new, on a loop of its own, in any thread. In the main one signals stop it.
 
     `notifier` is told how it goes, and closed. `reload()` is called in a thread when SIGHUP comes; it must
-    not raise. Raises SettingsError for a loop that is not installed, and OSError.
+    not raise. Raises SettingsError for a loop that is not installed, OSError, and RuntimeError where a loop
+    runs already.
     """
+    _check_no_loop_runs()
     with (
         contextlib.closing(_Manager(notifier, settings)) as manager,
         asyncio.Runner(loop_factory=_loop_factory(settings.loop)) as runner,
+        contextlib.suppress(KeyboardInterrupt),  # where signals cannot be handled, as on Windows, it ends so
     ):
-        runner.run(_serve_until_signalled(server, manager, reload))
+        runner.run(_serve_until_signalled(server, manager, stop_signals, reload))
+
+
+def unclaimed_signals() -> list[str]:
+    """Those that stop a server, but for those for which the program has a handler of its own.
+
+    An ignored one is not the program's: a shell ignores SIGINT for what it runs in the background.
+    """
+    handlers = {name: signal.getsignal(getattr(signal, name)) for name in STOP_SIGNALS}
+    return [
+        name
+        for name, handler in handlers.items()
+        if not callable(handler) or handler is signal.default_int_handler
+    ]
+
+
+def _check_no_loop_runs() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "an event loop runs in this thread already: use serve_async() or Server on it, or another thread"
+    )
 
 
 async def _serve_until_signalled(
-    server: Server, manager: _Manager, reload: Callable[[], object] | None
+    server: Server,
+    manager: _Manager,
+    stop_signals: Collection[str],
+    reload: Callable[[], object] | None,
 ) -> None:
-    with _signals(server, manager, reload):  # from before it says that it serves
+    with _signals(server, manager, stop_signals, reload):  # from before it says that it serves
         try:
             await server.start()
         except ServerClosed:
@@ -113,8 +147,13 @@ class _Manager:
 
 
 @contextlib.contextmanager
-def _signals(server: Server, manager: _Manager, reload: Callable[[], object] | None) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the server, once gracefully, twice at once; SIGHUP reloads."""
+def _signals(
+    server: Server,
+    manager: _Manager,
+    stop_signals: Collection[str],
+    reload: Callable[[], object] | None,
+) -> Iterator[None]:
+    """`stop_signals` stop the server, once gracefully, twice at once; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     signalled = False
     reloading: asyncio.Task[None] | None = None
@@ -130,7 +169,7 @@ def _signals(server: Server, manager: _Manager, reload: Callable[[], object] | N
         if reload is not None and (reloading is None or reloading.done()):
             reloading = loop.create_task(manager.reload(reload))
 
-    handlers: dict[str, Callable[[], None]] = {"SIGINT": stop, "SIGTERM": stop}
+    handlers = dict.fromkeys(stop_signals, stop)
     if reload is not None:
         handlers["SIGHUP"] = hang_up
     handled = []
@@ -150,7 +189,7 @@ def _signals(server: Server, manager: _Manager, reload: Callable[[], object] | N
             reloading.cancel()
 
 
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     if name != "asyncio":
         try:
             import uvloop
@@ -159,4 +198,4 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
                 raise SettingsError("loop: uvloop is not installed") from None
         else:
             return uvloop.new_event_loop
-    return None
+    return asyncio.new_event_loop

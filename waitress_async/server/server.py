@@ -83,6 +83,7 @@ class Server:
         self._app = app
         self._settings = settings or Settings.from_keywords(**options)
         self._opened: list[ListeningSocket] | None = None  # that nobody is accepted from yet
+        self._announces = True  # where it serves
         self._phase = Phase.NEW
         self._wakeup: Wakeup | None = None  # from the beginning of the start on
         self._stop_requested = False
@@ -115,7 +116,7 @@ class Server:
             self._enter_stopped()
             raise
         self._phase = Phase.READY
-        for address in self._addresses:
+        for address in self._addresses if self._announces else ():
             runtime.log.log(logging.INFO, "Serving on %s", url_of(address, self._settings.url_scheme))
         if without_effect := ", ".join(self._settings.without_effect):
             runtime.log.log(logging.WARNING, "Settings that have no effect here: %s", without_effect)
@@ -125,8 +126,12 @@ class Server:
             )
 
     def take_over(self, sockets: list[ListeningSocket]) -> None:
-        """Listen on these, which `open_sockets` has opened, when it starts. Before the start."""
+        """Listen on these, which `open_sockets` has opened, when it starts; whoever opened them says so.
+
+        Before the start.
+        """
         self._opened = sockets
+        self._announces = False
 
     async def _open(self, wakeup: Wakeup) -> Runtime:
         looked_up = await in_thread(wakeup, "waitress_async-start", self._prepare)
