@@ -120,5 +120,5 @@ async def test_where_a_loop_runs_already_it_says_what_to_do() -> None:
 
 
 def test_a_private_keyword_of_waitress_that_many_scripts_have() -> None:
-    with pytest.raises(SettingsError, match="^threads: 0 is less than 1$"):
+    with pytest.raises(SettingsError, match=r"^threads: 0 is less than 1$"):
         serve(hello, _quiet=True, threads=0)
