@@ -85,6 +85,11 @@ class MalformedProxyHeader(BadRequest):
         self.value = value
 
 
+class RequestTimeout(RequestError):
+    status = 408
+    reason = "Request Timeout"
+
+
 class ContentTooLarge(RequestError):
     status = 413
     reason = "Content Too Large"

@@ -566,7 +566,7 @@ def test_a_client_goes_while_the_file_waits_behind_an_earlier_answer(
             if unsent() and settled(unsent):
                 client.send(request("/file"))
                 eventually(lambda: app.opened, "the app has answered with the file")
-                eventually(lambda: connection._sender.is_sending_file, "the file waits")  # noqa: B023
+                eventually(lambda: connection._sender.waits_for_room, "the file waits")  # noqa: B023
         assert sendfile.sent == 0
         client.reset()
         app.wait_closed()

@@ -146,9 +146,10 @@ def make_environ(
         remote_addr="192.0.2.7",
         remote_port="4711",
         errors=errors or StringIO(),
+        shutting_down=bool,
     )
     body = body or BytesIO()
-    environ = request_environ(base, request or make_request(), body, client_disconnected)
+    environ = request_environ(base, request or make_request(), body, client_disconnected, print)
     if body_length is not None:
         add_complete_body(environ, SpooledBody(body, None, body_length))
     return environ

@@ -298,7 +298,7 @@ def test_requests_share_nothing() -> None:
 def test_the_base_is_left_alone() -> None:
     """It serves all requests of a connection."""
     base = {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
-    environ = request_environ(base, make_request(), BytesIO(), bool)
+    environ = request_environ(base, make_request(), BytesIO(), bool, print)
     environ["session"] = "mine"
     assert base == {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
 
@@ -332,6 +332,7 @@ def test_the_scheme_is_the_servers() -> None:
         remote_addr="::1",
         remote_port="1",
         errors=StringIO(),
+        shutting_down=bool,
     )
     assert base["wsgi.url_scheme"] == "https"
     assert (base["SERVER_NAME"], base["SERVER_PORT"], base["SERVER_SOFTWARE"]) == (

@@ -6,7 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge.ring import Ring
@@ -43,6 +45,7 @@ class OutputStore:
     spool: Spool
     waiting: Callable[[], AbstractContextManager[None]]  # entered by a thread for as long as it waits
     promise: Callable[[Callable[[], object]], Callable[[], object]]  # see `Pool.promise`
+    tell: Callable[[Callable[[], object]], object]  # has a callback of an app called; on the loop
 
 
 class Output:
@@ -59,6 +62,7 @@ class Output:
 
     __slots__ = (
         "_announced",
+        "_callbacks",
         "_chunks",
         "_closed",
         "_counted",
@@ -72,6 +76,7 @@ class Output:
         "_sending",
         "_size",
         "_small",
+        "_started",
         "_store",
         "_wake_at",
         "_wakeup",
@@ -104,8 +109,16 @@ class Output:
         self._announced = False  # the loop has been told of something that it has not taken
         self._finished = False
         self._closed = False
+        self._callbacks: list[Callable[[], object]] = []  # of the app, for when the client leaves
+        self._started = False  # a thread is about to call the app, or has
 
     # -- the app's thread
+
+    def start(self) -> bool:
+        """Whether the app is to be called for it; from then on it cannot be revoked."""
+        with self._lock:
+            self._started = True
+            return not self._closed
 
     def begin(self, head: ResponseHead, length: int | None) -> None:
         """Set the head. It crosses with the first of the body."""
@@ -272,6 +285,8 @@ class Output:
                 if self._ring is not None and not self._ring.unsent:
                     ring = self._ring
             self._finished = True
+            if self._callbacks:
+                self._callbacks = []
             if self._drained is not None:
                 self._drained.notify_all()
             self._announce()
@@ -319,6 +334,21 @@ class Output:
             self._writing.release()
         return True
 
+    def on_disconnect(self, callback: Callable[[], object]) -> None:
+        """Have `callback()` called once if the client leaves before the response is complete.
+
+        In a thread that is not the app's, in a copy of the caller's context; at once if the client has left
+        already. Any thread.
+        """
+        call = partial(copy_context().run, callback)
+        with self._lock:
+            if self._finished:
+                return
+            if not self._closed:
+                self._callbacks.append(call)
+                return
+        self._wakeup.call(partial(self._store.tell, call))
+
     def abort(self) -> None:
         """Nothing more will come, and what came is not the whole."""
         self.aborted = True
@@ -329,6 +359,14 @@ class Output:
         return self._closed
 
     # -- the loop
+
+    def revoke(self) -> bool:
+        """Have the app not called for it, if that has not begun. Returns whether that is so."""
+        with self._lock:
+            if self._started:
+                return False
+            self._closed = True
+            return True
 
     def take(self, limit: int) -> tuple[list[Piece], bool]:
         """Take the next of the body, at most `limit` bytes of it, and whether it is the last.
@@ -428,9 +466,12 @@ class Output:
             if self._drained is not None:
                 self._drained.notify_all()
             ring = self._ring
+            callbacks, self._callbacks = self._callbacks, []
         _close_regions(unwanted)
         if ring is not None:
             ring.close()
+        for callback in callbacks:
+            self._store.tell(callback)
 
 
 def _size_in_memory(pieces: Sequence[Piece]) -> int:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import logging
 import math
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -230,6 +232,15 @@ class Pool:
     def names(self) -> list[str]:
         """The names of the threads that have not ended."""
         return [thread.name for thread in self._threads]
+
+    def stacks(self) -> list[tuple[str, str]]:
+        """The name of each thread that has not ended, and where it is, as a traceback shows it."""
+        frames = sys._current_frames()
+        return [
+            (thread.name, "".join(traceback.format_stack(frames[thread.ident])))
+            for thread in self._threads
+            if thread.ident in frames
+        ]
 
     async def wait_closed(self, timeout: float | None = None) -> list[str]:
         """Wait for the threads to end, at most `timeout` seconds. Return the names of those that have not."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import logging
 import math
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -14,20 +16,30 @@ from waitress_async.bridge import LogThread
 from waitress_async.buffers import BufferMemory
 from waitress_async.errors import ProxyProtocolError
 from waitress_async.http import ProxiedAddresses
+from waitress_async.server.deadlines import CutLog
 from waitress_async.server.listeners import Address, Listener, ListeningSocket, format_address
 from waitress_async.server.proxy_protocol import ProxyProtocol
+from waitress_async.settings import UNIX_PEER
 
 if TYPE_CHECKING:
     from waitress_async.server.protocol import HTTPProtocol
-
-_SWEEP_INTERVAL: Final = 1.0  # seconds
 
 # While there is no memory, so many connections at a time may read once for a body, so often, in seconds.
 _LET_THROUGH: Final = 8
 _LET_THROUGH_INTERVAL: Final = 0.02
 
+# When no descriptor is left, accepting is tried again after so many seconds.
+_RETRY_ACCEPT: Final = 1.0
+
+# At the limit, this part of it is closed at once: looking for the longest idle ones takes its time.
+_EVICTED: Final = 20
+
 # At the limit it is reached again with every connection that closes; that is said so often, in seconds.
 _TELL_INTERVAL: Final = 10.0
+
+
+class _TooManyOfHost(Exception):
+    """An address has as many connections as it may."""
 
 
 class Arrival:
@@ -38,7 +50,7 @@ class Arrival:
     task: asyncio.Task[None]  # which sees it there
 
     def __init__(self, since: float, sock: socket.socket, peer: Address, listener: Address) -> None:
-        """`since` is the loop's time; the other two are the addresses of the two ends."""
+        """`since` is by the sweep's clock; the other two are the addresses of the two ends."""
         self.since = since
         self.sock = sock
         self.peer = peer
@@ -49,8 +61,8 @@ class Arrival:
 class Connections:
     """Accepts, counts and sweeps connections.
 
-    At the limit nothing is accepted until a connection is lost; what comes meanwhile waits in the
-    system's backlog.
+    At the limit, idle connections are closed for those that wait in the system's backlog. If there are none,
+    nothing is accepted until a connection is lost.
     """
 
     def __init__(
@@ -59,26 +71,39 @@ class Connections:
         log: LogThread,
         memory: BufferMemory,
         limit: int,
+        limit_per_host: int,
+        cuts: CutLog,
         proxy_protocol: ProxyProtocol,
+        sweep_interval: float,
         make_protocol: Callable[[Address, Address, ProxiedAddresses | None], HTTPProtocol],
     ) -> None:
         """`make_protocol(peer's address, listener's address, what a PROXY header says)` makes the protocol
-        of a new connection."""
+        of a new connection. `sweep_interval` is in seconds."""
         self._loop = loop
         self._log = log
         self._memory = memory
         self._limit = limit
+        self._limit_per_host = limit_per_host  # 0 for none
+        self._cuts = cuts
+        self._hosts: Counter[str] = Counter()  # connections by address of the client
         self._proxy_protocol = proxy_protocol
         self._make_protocol = make_protocol
         self._listeners: list[Listener] = []
         self._open: set[HTTPProtocol | Arrival] = set()  # from accept to loss: what the limit counts
         self._protocols: set[HTTPProtocol] = set()  # those of them that have a transport
         self._arrivals: set[Arrival] = set()  # on whose way to a transport the others are
-        self.full = False  # at the limit
+        self.full = False
+        """At the limit, with somebody waiting to be accepted."""
         self._told_full = False
         self._tell_full_after = -math.inf
-        self._closed = False
+        self._draining = False
         self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_interval = sweep_interval
+        self._swept_at = 0.0  # in the loop's time
+        self.clock = 0.0
+        """Seconds that sweeps have counted, up to the last one. Deadlines are measured by it."""
+        self.stamp = sweep_interval
+        """What `clock` will be at the next sweep, for what begins now: no deadline comes early."""
         self._memory_timer: asyncio.TimerHandle | None = None
         self._held_back: dict[HTTPProtocol, None] = {}  # which wait for their turn to read, in order
         self.short_of_memory = False
@@ -92,34 +117,62 @@ class Connections:
     def listen(self, sockets: list[ListeningSocket]) -> None:
         """Accept from these, which are ours from now on."""
         self._listeners = [
-            Listener(self._loop, listening, self._accept, self._accept_failed) for listening in sockets
+            Listener(self._loop, listening, self._has_room, self._accept, self._accept_failed)
+            for listening in sockets
         ]
         for listener in self._listeners:
             listener.resume()
 
-    def close(self) -> None:
-        """Accept no more, and let each connection end: at once if it is idle, or after its response."""
-        self._closed = True
+    def stop_listening(self) -> int:
+        """Accept what waits already, and then no more. Returns how many that were."""
+        before = len(self)
         for listener in self._listeners:
+            listener.accept_waiting()
             listener.close()
-        for arrival in self._arrivals:
-            if arrival.waits_for_header:
-                arrival.task.cancel()
-        for protocol in list(self._protocols):
-            protocol.drain()
+        self._listeners = []
+        return len(self) - before
 
-    def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> bool:
-        """Take over an accepted socket. Returns whether there is room for another."""
-        arrival = Arrival(self._loop.time(), sock, address, listener.address)
-        self._open.add(arrival)
-        self._arrivals.add(arrival)
-        arrival.task = self._loop.create_task(self._arrive(arrival))
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
+    def is_draining(self) -> bool:
+        """Whether every response is to be the last of its connection. Any thread."""
+        return self._draining
+
+    def drain(self) -> None:
+        """From now on, let every response be the last of its connection."""
+        self._draining = True
+        for protocol in self._protocols:
+            protocol.close_after_response()
+
+    def close_idle(self) -> int:
+        """Close the connections on which nothing is under way. Returns how many that were."""
+        idle = [protocol for protocol in self._protocols if protocol.is_idle]
+        for protocol in idle:
+            protocol.close()
+        for arrival in self._arrivals:
+            arrival.task.cancel()
+        return len(idle) + len(self._arrivals)
+
+    def _has_room(self) -> bool:
+        """Whether one more may be accepted. At the limit, the longest idle ones make room for it."""
         if len(self) < self._limit:
             return True
         self.full = True
         self._pause_listening()
+        if not self._evict():
+            self._tell_full()
+        return False
+
+    def _evict(self) -> bool:
+        """Close some of the connections that are idle, or else have but begun to send a request head.
+
+        Those whose turn it has been for the longest go first. Returns whether there were any.
+        """
+        awaiting = [protocol for protocol in self._protocols if protocol.awaits_request]
+        count = max(1, self._limit // _EVICTED)
+        for protocol in heapq.nsmallest(count, awaiting, key=lambda one: (not one.is_idle, one.turn_since)):
+            protocol.close()
+        return bool(awaiting)
+
+    def _tell_full(self) -> None:
         now = self._loop.time()
         if now >= self._tell_full_after:
             self._tell_full_after = now + _TELL_INTERVAL
@@ -128,7 +181,16 @@ class Connections:
                 logging.WARNING,
                 "total open connections reached the connection limit, no longer accepting new connections",
             )
-        return False
+
+    def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> None:
+        """Take over an accepted socket."""
+        arrival = Arrival(self.stamp, sock, address, listener.address)
+        self._open.add(arrival)
+        self._arrivals.add(arrival)
+        arrival.task = self._loop.create_task(self._arrive(arrival))
+        if self._sweeper is None:
+            self._swept_at = self._loop.time()
+            self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
 
     async def _arrive(self, arrival: Arrival) -> None:
         """See an accepted socket to its transport."""
@@ -139,7 +201,17 @@ class Connections:
             self._open.remove(arrival)
             self._open.add(protocol)
             counted = protocol
+            self._count_host(protocol)
             await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
+        except _TooManyOfHost:
+            arrival.sock.close()
+            self.lost(counted)
+            self._cuts.tell(
+                "connection_limit_per_host",
+                format_address(arrival.peer),
+                "closed at once, for its address has as many connections as it may",
+                self.clock,
+            )
         except (OSError, ProxyProtocolError, asyncio.CancelledError) as error:
             # The peer is gone already, or none that we talk to, or late, or the server stops.
             arrival.sock.close()
@@ -148,10 +220,16 @@ class Connections:
                 peer = ascii(format_address(arrival.peer))[1:-1]  # a path is whatever its owner likes
                 self._log.log(logging.WARNING, "Connection from %s closed: %s", peer, reason)
         else:
-            if self._closed:
-                protocol.drain()
+            if self._draining:
+                protocol.close_after_response()
         finally:
             self._arrivals.discard(arrival)
+
+    def _count_host(self, protocol: HTTPProtocol) -> None:
+        host = protocol.remote_addr
+        self._hosts[host] += 1
+        if self._limit_per_host and self._hosts[host] > self._limit_per_host and host != UNIX_PEER:
+            raise _TooManyOfHost
 
     async def _read_proxy_header(self, arrival: Arrival) -> ProxiedAddresses | None:
         if not self._proxy_protocol.is_expected_from(arrival.peer):
@@ -168,14 +246,14 @@ class Connections:
         """The system is out of descriptors or memory: trying again at once would spin."""
         self._log.log(logging.WARNING, "server accept() threw an exception: %s", error)
         self._pause_listening()
-        self._loop.call_later(_SWEEP_INTERVAL, self._resume_listening)
+        self._loop.call_later(_RETRY_ACCEPT, self._resume_listening)
 
     def _pause_listening(self) -> None:
         for listener in self._listeners:
             listener.pause()
 
     def _resume_listening(self) -> None:
-        if not self._closed and not self.full:
+        if not self.full:
             for listener in self._listeners:
                 listener.resume()
 
@@ -187,10 +265,15 @@ class Connections:
 
     def lost(self, counted: HTTPProtocol | Arrival) -> None:
         """This one has lost its connection, or never had one. Makes room for another."""
-        self._open.discard(counted)
+        if counted not in self._open:
+            return
+        self._open.remove(counted)
         if not isinstance(counted, Arrival):
             self._protocols.discard(counted)
             self._held_back.pop(counted, None)
+            self._hosts[counted.remote_addr] -= 1
+            if not self._hosts[counted.remote_addr]:
+                del self._hosts[counted.remote_addr]
         self._lost.set()
         if self.full and len(self) < self._limit:
             self.full = False
@@ -246,14 +329,20 @@ class Connections:
         """The server's one timer. It runs only while there are connections."""
         self._sweeper = None
         now = self._loop.time()
+        elapsed = min(now - self._swept_at, 2 * self._sweep_interval)
+        self._swept_at = now
+        self.clock += elapsed
+        self.stamp = self.clock + self._sweep_interval
         for protocol in list(self._protocols):
-            protocol.sweep(now)
+            protocol.sweep(self.clock, elapsed)
+        if self.full:
+            self._evict()
         if timeout := self._proxy_protocol.timeout:
             for arrival in self._arrivals:
-                if arrival.waits_for_header and now - arrival.since >= timeout:
+                if arrival.waits_for_header and self.clock - arrival.since >= timeout:
                     arrival.task.cancel(f"The PROXY header is not complete after {timeout:g} seconds.")
         if len(self):
-            self._sweeper = self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
+            self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
 
     def stop_sweeping(self) -> None:
         """Cancel the timers, where they are set."""

@@ -28,7 +28,7 @@ class Exchange:
     that runs it, and the loop keeps to `output`, and to an `Input`.
     """
 
-    __slots__ = ("_application", "_base_environ", "body", "output", "request")
+    __slots__ = ("_application", "_base_environ", "body", "output", "queued_at", "request")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Exchange:
         self.request = request
         self.body = body
         self.output = output
+        self.queued_at: float | None = None  # by the sweep's clock
 
     @property
     def is_streamed(self) -> bool:
@@ -54,7 +55,7 @@ class Exchange:
         body = self.body
         output = self.output
         try:
-            if output.is_closed():
+            if not output.start():
                 return
             environ = self._make_environ()
             if environ is None:
@@ -78,16 +79,16 @@ class Exchange:
     def _make_environ(self) -> Environ | None:
         """The environ; None if there cannot be one, which has been answered."""
         body = self.body
-        base, request, is_closed = self._base_environ, self.request, self.output.is_closed
+        base, request, output = self._base_environ, self.request, self.output
         if body is None:
-            return request_environ(base, request, BytesIO(), is_closed)
+            return request_environ(base, request, BytesIO(), output.is_closed, output.on_disconnect)
         try:
             file = body.getfile()  # may write the last of it
         except OSError as error:
             logger.error("A request body could not be stored: %s", error)
             self._answer(no_room(error))
             return None
-        environ = request_environ(base, request, file, is_closed)
+        environ = request_environ(base, request, file, output.is_closed, output.on_disconnect)
         if isinstance(body, Input):
             add_streamed_body(environ)
         else:

@@ -52,6 +52,8 @@ class FileSender:
         self._memory = memory
         self._drained = drained
         self._on_progress = on_progress
+        self.waits_for_room = False
+        """Whether the socket is full, and nothing else is waited for."""
 
     async def send(self, region: FileRegion) -> None:
         """Send all of the region, behind what was written to the transport.
@@ -92,7 +94,9 @@ class FileSender:
                 left -= sent
                 self._on_progress(sent)
                 if blocked:
+                    self.waits_for_room = True
                     await _writable(descriptor)
+                    self.waits_for_room = False
         finally:
             out.close()
         return FileRegion(file, offset, left)

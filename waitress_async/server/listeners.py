@@ -278,13 +278,15 @@ class Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         listening: ListeningSocket,
-        on_accept: Callable[[socket.socket, Address, Listener], bool],
+        has_room: Callable[[], bool],
+        on_accept: Callable[[socket.socket, Address, Listener], object],
         on_error: Callable[[OSError], object],
     ) -> None:
-        """`on_accept(sock, address, listener)` takes over an accepted socket and says whether there is
-        room for another; `on_error` is told why none could be accepted."""
+        """`has_room()` says whether one more may be accepted; `on_accept(sock, address, listener)` takes it
+        over; `on_error` is told why none could be accepted."""
         self._loop = loop
         self._listening = listening
+        self._has_room = has_room
         self._on_accept = on_accept
         self._on_error = on_error
         self._accepting = False
@@ -317,25 +319,32 @@ class Listener:
         self.pause()
         self._listening.close()
 
-    def _accept(self) -> None:
+    def accept_waiting(self) -> None:
+        """Accept all that have connected already, as far as there is room."""
+        while self._accept():
+            pass
+
+    def _accept(self) -> bool:
+        """Returns whether more may be waiting."""
         for _ in range(_BATCH):
+            if not self._has_room():
+                return False
             try:
                 sock, address = self._listening.sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 self._on_error(error)
-                return
+                return False
             sock.setblocking(False)
-            if not self._on_accept(sock, address_of(address), self):
-                return
+            self._on_accept(sock, address_of(address), self)
+        return True
 
     async def _accept_by_loop(self) -> None:
-        while True:
+        while self._has_room():
             try:
                 sock, address = await self._loop.sock_accept(self._listening.sock)
             except OSError as error:
                 self._on_error(error)
                 return
-            if not self._on_accept(sock, address_of(address), self):
-                return
+            self._on_accept(sock, address_of(address), self)

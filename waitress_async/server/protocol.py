@@ -17,9 +17,11 @@ from waitress_async.errors import (
     HTTPError,
     MalformedProxyHeader,
     RequestError,
+    RequestTimeout,
     ServiceUnavailable,
 )
 from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
+from waitress_async.server.deadlines import Deadline, Pace
 from waitress_async.server.ends import Ends
 from waitress_async.server.exchange import Exchange, no_room
 from waitress_async.server.runtime import Runtime
@@ -33,11 +35,12 @@ _LOOK_AHEAD: Final = 65_536
 _PIECES_A_TURN: Final = 512
 
 # RFC 9112 section 9.6: after the last answer, what the client still sends is drained for a while, so that
-# the reset that unread bytes would cause does not destroy the answer it has not read.
-_LINGER_SECONDS: Final = 2.0
+# the reset that unread bytes would cause does not destroy the answer it has not read. In bytes.
 _LINGER_BYTES: Final = 16_777_216
 
 _RETRY_AFTER: Final = 1  # seconds
+
+_TCP_CLOSE: Final = 7  # of tcp_info's state, which for a reset connection it is (linux/tcp_states.h)
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # on, no seconds: closing is a reset (socket(7))
 
@@ -64,21 +67,25 @@ class HTTPProtocol(asyncio.Protocol):
     __slots__ = (
         "_base_environ",
         "_body_full",
+        "_body_pace",
         "_connection",
         "_continue_due",
         "_counted",
         "_exchange",
-        "_last_activity",
+        "_head_since",
         "_linger_bytes",
         "_linger_until",
-        "_progress",
         "_pump",
         "_reading_paused",
+        "_received",
+        "_requests",
+        "_response_pace",
         "_runtime",
         "_sender",
         "_transport",
         "_trust",
         "_yielded",
+        "turn_since",
     )
 
     def __init__(self, runtime: Runtime, ends: Ends) -> None:
@@ -96,6 +103,7 @@ class HTTPProtocol(asyncio.Protocol):
             remote_addr=ends.remote_addr,
             remote_port=ends.remote_port,
             errors=sys.stderr,
+            shutting_down=runtime.connections.is_draining,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
@@ -103,10 +111,15 @@ class HTTPProtocol(asyncio.Protocol):
         self._yielded = False  # more was received than one turn of the loop may take
         self._reading_paused = False
         self._counted = 0  # bytes received and not understood, counted as memory
-        self._last_activity = 0.0
+        self._requests = 0  # that have begun
+        self._received = 0  # bytes
+        self.turn_since = 0.0
+        """When the client's turn to send a request began, by the sweep's clock."""
+        self._head_since: tuple[int, float] | None = None  # requests before it, and when it was first seen
+        self._body_pace: Pace | None = None
+        self._response_pace: Pace | None = None
         self._linger_until: float | None = None
         self._linger_bytes = 0
-        self._progress = 0, 0  # bytes that the transport held, and of files were sent, at the last sweep
 
     # -- asyncio's callbacks
 
@@ -122,11 +135,11 @@ class HTTPProtocol(asyncio.Protocol):
             self._response_complete,
         )
         self._pump = self._sender.pump
-        self._last_activity = runtime.loop.time()
+        self.turn_since = runtime.connections.stamp
         runtime.connections.made(self)
 
     def data_received(self, data: bytes) -> None:
-        self._last_activity = self._runtime.loop.time()
+        self._received += len(data)
         connection = self._connection
         connection.receive_data(data)
         if connection.receiving is not _CLOSED:
@@ -162,6 +175,12 @@ class HTTPProtocol(asyncio.Protocol):
         if exchange is not None:
             self._give_up_body(exchange, "the client is gone")
         self._runtime.connections.lost(self)
+
+    @property
+    def remote_addr(self) -> str:
+        """The client's address, as far as connections tell."""
+        address: str = self._base_environ["REMOTE_ADDR"]
+        return address
 
     # -- requests
 
@@ -262,6 +281,9 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _begin(self, request: Request) -> None:
         runtime = self._runtime
+        self._requests += 1
+        if self._requests == runtime.settings.max_requests_per_connection:
+            self._connection.close_after_response()
         if self._trust is not None:
             try:
                 request = self._trust.apply(
@@ -353,19 +375,23 @@ class HTTPProtocol(asyncio.Protocol):
         try:
             self._runtime.pool.submit(exchange.run)
         except QueueFull:
-            if exchange.body is not None:
-                exchange.body.close()
-            self._exchange = None
-            self._body_full = False
-            self._send_error(
-                ServiceUnavailable(
-                    "Too many requests wait to be served.", setting="max_queue", retry_after=_RETRY_AFTER
-                )
-            )
-            if self._connection.sending is Sending.CLOSED:
-                self._linger()
+            self._refuse_busy("Too many requests wait to be served.", setting="max_queue")
         else:
+            exchange.queued_at = self._runtime.connections.stamp
             self._sender.expect(exchange.output)
+
+    def _refuse_busy(self, detail: str, *, setting: str) -> None:
+        """Answer a request whose app was not called, and keep the connection if it can be kept."""
+        exchange, self._exchange = self._exchange, None
+        self._sender.drop_source()
+        if exchange is not None and exchange.body is not None:
+            exchange.body.close()
+        self._body_full = False
+        self._send_error(ServiceUnavailable(detail, setting=setting, retry_after=_RETRY_AFTER))
+        if self._connection.sending is Sending.CLOSED:
+            self._linger()
+        else:
+            self.turn_since = self._runtime.connections.stamp
 
     def _refuse(self, error: HTTPError) -> None:
         """Answer what cannot be served, and read no further. A response under way is cut."""
@@ -394,10 +420,16 @@ class HTTPProtocol(asyncio.Protocol):
         """Close, but read on for a while what the client still sends. Not while others wait for the room."""
         self._count_unread(0)
         transport = self._transport
-        if self._connection.eof or self._runtime.connections.full or not transport.can_write_eof():
+        runtime = self._runtime
+        if (
+            self._connection.eof
+            or runtime.connections.full
+            or not runtime.settings.linger_timeout
+            or not transport.can_write_eof()
+        ):
             transport.close()
             return
-        self._linger_until = self._runtime.loop.time() + _LINGER_SECONDS
+        self._linger_until = self._runtime.connections.stamp + self._runtime.settings.linger_timeout
         self._linger_bytes = _LINGER_BYTES
         try:
             transport.write_eof()
@@ -424,12 +456,16 @@ class HTTPProtocol(asyncio.Protocol):
             self._reset()
             return
         if not whole or sending is Sending.CLOSED:
+            self._runtime.responses += whole
             self._connection.stop_receiving()
             self._linger()
             return
-        self._last_activity = self._runtime.loop.time()
+        self._runtime.responses += 1
+        self.turn_since = self._runtime.connections.stamp
         if self._connection.unread or self._connection.eof or self._reading_paused:
             self._advance()
+        elif self._runtime.connections.full:  # somebody else waits to be accepted
+            self._transport.close()
 
     def _reset(self) -> None:
         """End the connection by a reset: where a close is the end of the body, it cannot also say that the
@@ -453,11 +489,28 @@ class HTTPProtocol(asyncio.Protocol):
             self._reading_paused = False
             self._transport.resume_reading()
 
-    def drain(self) -> None:
-        """Close now if nothing is under way, otherwise after the response."""
+    def close_after_response(self) -> None:
+        """Let the next response be the last."""
         self._connection.close_after_response()
-        if self._exchange is None and self._linger_until is None and not self._connection.unread:
-            self._transport.close()
+
+    @property
+    def awaits_request(self) -> bool:
+        """Whether nothing is under way, but perhaps a part of a request head."""
+        return (
+            self._exchange is None
+            and self._linger_until is None
+            and self._connection.receiving is _HEAD
+            and not self._transport.is_closing()
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way at all."""
+        return self.awaits_request and not self._connection.unread
+
+    def close(self) -> None:
+        """Close, once what is written is sent. For one that awaits a request."""
+        self._transport.close()
 
     def abort(self) -> None:
         """Cut the connection, whatever is under way."""
@@ -466,34 +519,109 @@ class HTTPProtocol(asyncio.Protocol):
         else:
             self._transport.abort()
 
-    def sweep(self, now: float) -> None:
-        """Close what has lingered long enough, and what has not moved for channel_timeout."""
+    # -- time
+
+    def sweep(self, now: float, elapsed: float) -> None:
+        """Cut a client that is too slow. `now` is the sweep's clock, `elapsed` what it moved, in seconds."""
         unsent = self._transport.get_write_buffer_size()
         self._sender.count_unsent(unsent)
         if self._exchange is not None and isinstance(self._exchange.body, BufferReader) and self._body_full:
             self._exchange.body.retry()
-        if self._linger_until is not None:
-            if not unsent:
-                if now >= self._linger_until:
-                    self._transport.abort()
-                return
-            self._linger_until = now + _LINGER_SECONDS  # from when the answer is out
-        progress = unsent, self._sender.progress
-        if progress != self._progress:
-            self._progress = progress
-            self._last_activity = now
-        timeout = self._runtime.settings.channel_timeout
-        if not timeout or now - self._last_activity < timeout:
+        if self._check_response(unsent, elapsed):
             return
-        if unsent or self._sender.is_sending_file:
-            self.abort()
-        elif self._is_waited_for():
-            self._transport.close()
+        if self._reading_paused and self._exchange is not None and _is_reset(self._transport):
+            self._transport.abort()  # unread, the end would not be seen
+            return
+        if self._linger_until is not None:
+            if unsent:
+                self._linger_until = (
+                    now + self._runtime.settings.linger_timeout
+                )  # from when the answer is out
+            elif now >= self._linger_until:
+                self._transport.abort()
+            return
+        self._check_request(now, elapsed)
 
-    def _is_waited_for(self) -> bool:
-        """Whether it is the client's turn: nothing is under way, or more of a request is to come."""
-        if self._exchange is None:
-            return True
-        if self._reading_paused or self._waits_for() is not _GO:
+    def _check_response(self, unsent: int, elapsed: float) -> bool:
+        """Cut a client that does not take its response. Returns whether it was."""
+        settings = self._runtime.settings
+        if not settings.response_min_rate or not (unsent or self._sender.waits_for_room):
+            self._response_pace = None
             return False
-        return not isinstance(self._exchange.body, Input) or self._exchange.body.is_waited_for
+        taken = self._sender.progress - unsent
+        if self._response_pace is None:
+            self._response_pace = Pace(taken, settings.min_rate_grace)
+        elif self._response_pace.is_too_slow(taken, elapsed, settings.response_min_rate):
+            self._tell_cut(Deadline.RESPONSE, f"it took {taken} bytes, and {unsent} more wait for it")
+            self.abort()
+            return True
+        return False
+
+    def _check_request(self, now: float, elapsed: float) -> None:
+        """Cut a client that does not send what it is asked for, or answer one that nobody has time for."""
+        settings = self._runtime.settings
+        exchange = self._exchange
+        receiving = self._connection.receiving
+        if receiving is not _BODY:
+            self._body_pace = None
+        elif settings.body_min_rate and self._is_body_waited_for():
+            if self._body_pace is None:
+                self._body_pace = Pace(self._received, settings.min_rate_grace)
+            elif self._body_pace.is_too_slow(self._received, elapsed, settings.body_min_rate):
+                self._refuse_late(Deadline.BODY, f"{self._received} bytes came, and its body is not whole")
+                return
+        if exchange is None:
+            if receiving is _HEAD:
+                self._check_head(now)
+        elif (
+            settings.queue_timeout
+            and exchange.queued_at is not None
+            and now - exchange.queued_at >= settings.queue_timeout
+            and exchange.output.revoke()
+        ):
+            self._tell_cut(Deadline.QUEUE, "no thread was free for its request, it is answered 503")
+            self._refuse_busy("No thread was free in time.", setting="queue_timeout")
+            self._go_on()
+
+    def _check_head(self, now: float) -> None:
+        settings = self._runtime.settings
+        unread = self._connection.unread
+        if not unread:
+            self._head_since = None
+            timeout = settings.channel_timeout if self._requests else settings.header_timeout
+            if timeout and now - self.turn_since >= timeout:
+                self._transport.close()
+            return
+        if self._head_since is None or self._head_since[0] != self._requests:
+            self._head_since = self._requests, now
+        if settings.header_timeout and now - self._head_since[1] >= settings.header_timeout:
+            self._refuse_late(Deadline.HEAD, f"{unread} bytes of a request head came")
+
+    def _is_body_waited_for(self) -> bool:
+        """Whether it is for the client alone that more of a body does not come."""
+        if self._reading_paused or self._body_full or self._waits_for() is not _GO:
+            return False
+        exchange = self._exchange
+        return exchange is None or not isinstance(exchange.body, Input) or exchange.body.is_waited_for
+
+    def _refuse_late(self, deadline: Deadline, how_far: str) -> None:
+        self._tell_cut(deadline, how_far)
+        self._connection.stop_receiving()
+        self._refuse(RequestTimeout("The request did not come in time.", setting=deadline.value))
+
+    def _tell_cut(self, deadline: Deadline, how_far: str) -> None:
+        runtime = self._runtime
+        address, port = self._base_environ["REMOTE_ADDR"], self._base_environ["REMOTE_PORT"]
+        runtime.cuts.tell(deadline.value, f"{address}:{port}", how_far, runtime.connections.clock)
+
+
+def _is_reset(transport: asyncio.Transport) -> bool:
+    """Whether the peer has reset the connection, as far as the system tells (Linux)."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except OSError:  # a unix socket
+        return False
+    state: int = info[0]
+    return state == _TCP_CLOSE

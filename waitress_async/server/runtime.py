@@ -7,9 +7,10 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup
+from waitress_async.bridge import CallbackThread, LogThread, OutputStore, Pool, PoolExecutor, Wakeup
 from waitress_async.buffers import BufferMemory, Spool
 from waitress_async.http import DefaultFields, HeadEncoder, Limits
+from waitress_async.server.deadlines import CutLog
 from waitress_async.server.proxies import Proxies
 from waitress_async.settings import Settings
 
@@ -46,4 +47,7 @@ class Runtime:
     memory: BufferMemory
     outputs: OutputStore
     log: LogThread
+    cuts: CutLog
+    callbacks: CallbackThread
     connections: Connections
+    responses: int = 0  # sent whole

@@ -58,6 +58,7 @@ class Sender:
         "_connection",
         "_counted",
         "_default_fields",
+        "_file",
         "_file_task",
         "_head_sent",
         "_log",
@@ -92,10 +93,11 @@ class Sender:
         self._source: Source | None = None
         self._head_sent = False
         self._counted = 0  # bytes that the transport holds, counted as memory
+        self._file: FileSender | None = None
         self._file_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None  # what sends a file waits for
         self.paused = False  # the transport has enough
-        self.progress = 0  # grows with what is sent of a response under way
+        self.progress = 0  # bytes given to the transport, or sent of a file
 
     def expect(self, source: Source) -> None:
         """The next response will come through `source`, which calls `pump` when it has something."""
@@ -136,7 +138,6 @@ class Sender:
             if last:
                 self._complete(source)
                 return
-            self.progress += 1
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
 
     def _complete(self, source: Source) -> None:
@@ -146,8 +147,9 @@ class Sender:
     # -- files
 
     @property
-    def is_sending_file(self) -> bool:
-        return self._file_task is not None
+    def waits_for_room(self) -> bool:
+        """Whether what sends a file waits for the client to take some of it."""
+        return self._file_task is not None and self._file is not None and self._file.waits_for_room
 
     def _send_file(
         self, source: Source, region: FileRegion, segments: list[bytes | memoryview], last: bool
@@ -160,7 +162,7 @@ class Sender:
         self._file_task = asyncio.get_running_loop().create_task(self._run_file(source, region, after, last))
 
     async def _run_file(self, source: Source, region: FileRegion, after: bytes, last: bool) -> None:
-        sender = FileSender(
+        self._file = FileSender(
             self._transport,
             self._store.spool,
             self._store.memory,
@@ -168,7 +170,7 @@ class Sender:
             self._count_progress,
         )
         try:
-            await sender.send(region)
+            await self._file.send(region)
         except ConnectionError:
             self._file_task = None
             self._transport.abort()
@@ -222,7 +224,9 @@ class Sender:
             self._transport.write(interim)
 
     def _write(self, segments: list[bytes | memoryview]) -> None:
-        if sum(map(len, segments)) <= _JOIN_WRITE:
+        total = sum(map(len, segments))
+        self.progress += total
+        if total <= _JOIN_WRITE:
             if data := b"".join(segments):
                 self._transport.write(data)
             return

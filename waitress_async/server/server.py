@@ -12,11 +12,20 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from waitress_async.bridge import LogThread, OutputStore, Pool, PoolExecutor, Wakeup, in_thread
+from waitress_async.bridge import (
+    CallbackThread,
+    LogThread,
+    OutputStore,
+    Pool,
+    PoolExecutor,
+    Wakeup,
+    in_thread,
+)
 from waitress_async.buffers import BufferMemory, Spool, check_directory
 from waitress_async.errors import ServerClosed
 from waitress_async.http import DefaultFields, HeadEncoder, Limits, ProxiedAddresses
 from waitress_async.server.connections import Connections
+from waitress_async.server.deadlines import CutLog, sweep_interval
 from waitress_async.server.descriptors import connection_limit
 from waitress_async.server.ends import ends_of
 from waitress_async.server.listeners import (
@@ -40,6 +49,10 @@ if TYPE_CHECKING:
 # The time in seconds that threads have to end once their clients are cut, and log records to be handled.
 _UNWIND_TIMEOUT: Final = 0.5
 
+
+# Time in seconds between the last accept and the closing of idle connections: requests that were sent by
+# then, but not read, are still served.
+_LAST_CALL: Final = 0.1
 
 # Threads that wait for the disk.
 _DISK_THREADS: Final = 4
@@ -89,7 +102,10 @@ class Server:
         self._stop_requested = False
         self._addresses: list[Address] = []
         self._stop_at = math.inf  # when a stop under way becomes an abort, in the loop's time
+        self._stop_timeout = 0.0  # seconds from the end of drain_delay on
         self._deadline: asyncio.Timeout | None = None  # which holds it to that
+        self._hurried = asyncio.Event()  # by a second call of the stop
+        self._outcome = 0, 0  # responses sent since the stop began, connections cut
         self._stopping: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -177,6 +193,8 @@ class Server:
             loop=loop,
         )
         memory = BufferMemory(settings.buffer_memory)
+        callbacks = CallbackThread(wakeup)
+        cuts = CutLog(log)
         outputs = OutputStore(
             overflow=min(settings.outbuf_overflow, settings.outbuf_high_watermark),
             high_watermark=settings.outbuf_high_watermark,
@@ -184,6 +202,7 @@ class Server:
             spool=spool,
             waiting=pool.lending,
             promise=pool.promise,
+            tell=callbacks.submit,
         )
         return Runtime(
             loop=loop,
@@ -204,12 +223,17 @@ class Server:
             memory=memory,
             outputs=outputs,
             log=log,
+            cuts=cuts,
+            callbacks=callbacks,
             connections=Connections(
                 loop,
                 log,
                 memory,
                 connection_limit(settings, log),
+                settings.connection_limit_per_host,
+                cuts,
                 ProxyProtocol(settings),
+                sweep_interval(settings),
                 self._make_protocol,
             ),
         )
@@ -304,41 +328,66 @@ class Server:
         loop = self._runtime.loop
         if timeout is None:
             timeout = self._settings.graceful_timeout
-        self._stop_at = min(self._stop_at, loop.time() + timeout)
         if self._stopping is None:
+            self._stop_timeout = timeout
+            self._stop_at = loop.time() + self._settings.drain_delay + timeout
             self._stopping = loop.create_task(self._stop())
-        elif self._deadline is not None:
-            self._deadline.reschedule(self._stop_at)
+        else:
+            self._stop_at = min(self._stop_at, loop.time() + timeout)
+            self._hurried.set()
+            if self._deadline is not None:
+                self._deadline.reschedule(self._stop_at)
         return self._stopping
 
     async def _stop(self) -> None:
+        runtime = self._runtime
         try:
             try:
                 await self._drain()
             finally:
                 self._abort()
             await self._unwind()
+            self._log("Stopped: %d responses sent since the stop began, %d connections cut", *self._outcome)
         finally:  # also when this task is cancelled, as by the end of asyncio.run()
-            for pool in (self._runtime.pool, self._runtime.disk.pool):
+            for pool in (runtime.pool, runtime.callbacks, runtime.disk.pool):
                 pool.close()
-            self._runtime.log.close()
+            runtime.log.close()
             self._enter_stopped()
+
+    def _log(self, message: str, *args: object) -> None:
+        self._runtime.log.log(logging.INFO, message, *args)
 
     async def _drain(self) -> None:
         """Let what is under way come to its end, until the deadline."""
         runtime = self._runtime
         connections = runtime.connections
         self._phase = Phase.DRAINING
-        connections.close()
+        sent_before = runtime.responses
+        self._log("Stopping: %d connections are open", len(connections))
         try:
+            await self._delay()
             async with asyncio.timeout_at(self._stop_at) as self._deadline:
+                queued = connections.stop_listening()
+                self._log("Listening no more; %d connections that waited were accepted", queued)
+                connections.drain()
+                await asyncio.sleep(_LAST_CALL)  # for requests that are on their way, or not read yet
+                idle = connections.close_idle()
+                self._log("%d idle connections closed, %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
                 await self._close_pools()
         except TimeoutError:
-            if len(connections):
-                runtime.log.log(
-                    logging.WARNING, "%d connection(s) cut at the end of the stop", len(connections)
-                )
+            pass
+        finally:
+            self._outcome = runtime.responses - sent_before, len(connections)
+
+    async def _delay(self) -> None:
+        """Serve on for `drain_delay`, so that who sends requests here learns of the stop. Cut short by another."""
+        delay = self._settings.drain_delay
+        if delay:
+            self._log("Serving on for %g seconds", delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurried.wait(), delay)
+            self._stop_at = min(self._stop_at, self._runtime.loop.time() + self._stop_timeout)
 
     def _abort(self) -> None:
         """Cut what is left."""
@@ -352,6 +401,8 @@ class Server:
         runtime = self._runtime
         runtime.pool.close()
         await runtime.pool.wait_closed()
+        runtime.callbacks.close()
+        await runtime.callbacks.wait_closed()
         await runtime.spool.wait_closed()
         runtime.disk.pool.close()
         await runtime.disk.pool.wait_closed()
@@ -365,8 +416,12 @@ class Server:
             await asyncio.wait_for(self._close_pools(), _UNWIND_TIMEOUT)
         runtime.disk.pool.close()
         await runtime.disk.pool.wait_closed(_UNWIND_TIMEOUT)
-        if stuck := [*runtime.pool.names, *runtime.disk.pool.names]:
-            runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), ", ".join(stuck))
+        stuck = [*runtime.pool.stacks(), *runtime.callbacks.stacks(), *runtime.disk.pool.stacks()]
+        if stuck:
+            names = ", ".join(name for name, _ in stuck)
+            runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), names)
+        for name, stack in stuck:
+            runtime.log.log(logging.WARNING, "%s is stuck here:\n%s", name, stack)
         runtime.log.close()
         await runtime.log.wait_closed(_UNWIND_TIMEOUT)
 

@@ -333,16 +333,88 @@ class Settings:
         0,
         unit="connections",
         minimum=0,
-        help="Connections open at once; at the limit no more are accepted until one closes. "
+        help="Connections open at once; at the limit the longest idle ones are closed for new ones. "
         "0 is what the limit on file descriptors allows, at most 10000.",
         section=_BOUNDS,
+    )
+    connection_limit_per_host: int = setting(
+        0,
+        unit="connections",
+        minimum=0,
+        help="Connections that one address may have open at once, more are closed at once; 0 is any number.",
+        section=_BOUNDS,
+    )
+    max_requests_per_connection: int = setting(
+        0,
+        unit="requests",
+        minimum=0,
+        help="Requests after which a connection is closed; 0 is any number.",
+        section=_BOUNDS,
+    )
+    header_timeout: float = setting(
+        30.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time for a request's head from its first byte on, and from accept to that; 0 is any time."
+        " Beyond it 408.",
+        section=_TIME,
+    )
+    body_min_rate: float = setting(
+        240.0,
+        unit="bytes/second",
+        minimum=0,
+        help="Rate at which a request's body must come while it is waited for; else 408. 0 is any rate.",
+        section=_TIME,
+    )
+    response_min_rate: float = setting(
+        240.0,
+        unit="bytes/second",
+        minimum=0,
+        help="Rate at which a client must take a response while there is some to send; else it is cut. "
+        "0 is any rate.",
+        section=_TIME,
+    )
+    min_rate_grace: float = setting(
+        5.0,
+        unit="seconds",
+        minimum=0.1,
+        maximum=_A_YEAR,
+        help="Time that a client has in hand at first, for the two rates. One that is faster than it must be "
+        "saves up to six times this.",
+        section=_TIME,
     )
     channel_timeout: float = setting(
         120.0,
         unit="seconds",
         minimum=0,
         maximum=_A_YEAR,
-        help="Time after which an idle connection is closed; 0 is never.",
+        help="Time between two requests after which a connection is closed; 0 is never.",
+        section=_TIME,
+    )
+    queue_timeout: float = setting(
+        30.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time that a request may wait for a thread; then 503. 0 is any time.",
+        section=_TIME,
+    )
+    linger_timeout: float = setting(
+        2.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time for which a connection that is over is read on, so that a reset does not destroy the "
+        "last answer; 0 is none.",
+        section=_TIME,
+    )
+    drain_delay: float = setting(
+        0.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time for which a server that is told to stop serves on as if nothing was, before it begins to.",
         section=_TIME,
     )
     graceful_timeout: float = setting(

@@ -22,6 +22,7 @@ def base_environ(
     remote_addr: str,
     remote_port: str,
     errors: TextIO,
+    shutting_down: Callable[[], bool],
 ) -> Environ:
     """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours."""
     return {
@@ -40,6 +41,7 @@ def base_environ(
         "wsgi.run_once": False,
         "wsgi.file_wrapper": ReadOnlyFileBasedBuffer,
         "wsgi.input_terminated": True,
+        "waitress_async.shutting_down": shutting_down,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
     }
 
@@ -49,6 +51,7 @@ def request_environ(
     request: Request,
     body: BinaryIO,
     client_disconnected: Callable[[], bool],
+    on_disconnect: Callable[[Callable[[], object]], object],
 ) -> Environ:
     """The environ of a request that is read from `body`.
 
@@ -67,6 +70,7 @@ def request_environ(
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.http_11 else "HTTP/1.0"
     environ["wsgi.input"] = body
     environ["waitress.client_disconnected"] = client_disconnected
+    environ["waitress_async.on_disconnect"] = on_disconnect
     return environ
 
 
