@@ -76,12 +76,12 @@ class BadRequest(RequestError):
 
 
 class MalformedProxyHeader(BadRequest):
-    """What a trusted proxy says cannot be understood. `header`, `reason` and `value` are for the log."""
+    """What a trusted proxy says cannot be understood. `header`, `fault` and `value` are for the log."""
 
-    def __init__(self, header: str, reason: str, value: str) -> None:
+    def __init__(self, header: str, fault: str, value: str) -> None:
         super().__init__(f'Header "{header}" malformed.')
         self.header = header
-        self.reason = reason
+        self.fault = fault
         self.value = value
 
 

@@ -171,7 +171,7 @@ def test_malformed(value: str) -> None:
     with pytest.raises(MalformedProxyHeader) as caught:
         parse_forwarded(value, ALL)
     assert (caught.value.header, caught.value.value) == ("Forwarded", value)
-    assert caught.value.reason
+    assert caught.value.fault
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_length_is_bounded() -> None:
     assert parse_forwarded(longest, 1) == [{"for": "192.0.2.1"}]
     with pytest.raises(MalformedProxyHeader, match="malformed") as caught:
         parse_forwarded("," + longest, 1)
-    assert str(MAX_FORWARDED) in caught.value.reason
+    assert str(MAX_FORWARDED) in caught.value.fault
 
 
 @pytest.mark.parametrize(

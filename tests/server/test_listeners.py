@@ -460,3 +460,13 @@ async def test_a_port_is_free_again_after_the_stop() -> None:
         async with local_server(port=port) as server:
             assert port in (0, server.port)
             port = server.port
+
+
+def test_answers_are_not_held_back_for_an_acknowledgement(serve_in_thread: ServeInThread) -> None:
+    """asyncio does not see to that itself for sockets that were accepted by somebody else."""
+    running = serve_in_thread(hello)
+    with Client(running.address) as client:
+        assert client.get().status == 200
+        (protocol,) = running.server._runtime.connections._protocols
+        sock = protocol._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

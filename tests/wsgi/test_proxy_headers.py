@@ -367,7 +367,7 @@ def test_malformed(key: str, value: str) -> None:
     error = caught.value
     spelt = "-".join(word.capitalize() for word in PROXY_FIELDS[key].split("-"))
     assert (error.header, error.value, error.status) == (spelt, value, 400)
-    assert error.reason
+    assert error.fault
     assert error.detail == f'Header "{spelt}" malformed.'
     assert fields == {"HTTP_HOST": "inner", key: value}
 

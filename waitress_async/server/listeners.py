@@ -209,19 +209,34 @@ def _inherit(name: str, number: int, opened: list[ListeningSocket]) -> None:
         return
     try:
         sock = socket.socket(fileno=number)
-        families = {socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", socket.AF_INET)}
-        if sock.type != socket.SOCK_STREAM or sock.family not in families:
-            sock.detach()
-            raise OSError(errno.EPROTOTYPE, "it is not an Internet or unix stream socket")
+        if reason := _why_not(sock):
+            sock.detach()  # it may be somebody's, such as the loop's own
+            raise OSError(errno.EPROTOTYPE, reason)
         sock.set_inheritable(False)
     except OSError as error:
         raise cannot_listen(name, error) from error
     opened.append(ListeningSocket(sock, name))
 
 
+def _why_not(sock: socket.socket) -> str:
+    """Why a socket is none to listen on; nothing if it is one."""
+    families = {socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", socket.AF_INET)}
+    if sock.type != socket.SOCK_STREAM or sock.family not in families:
+        return "it is not an Internet or unix stream socket"
+    try:
+        sock.getpeername()
+    except OSError:
+        return ""
+    return "it is a connection (systemd passes those where Accept=yes)"
+
+
 def _listen(listening: ListeningSocket, backlog: int) -> None:
     sock = listening.sock
     try:
+        if sock.family != getattr(socket, "AF_UNIX", None):
+            # What is accepted inherits it. asyncio sets it only on sockets that name TCP as their protocol,
+            # which accepted ones do not: pipelined answers waited 40 ms for an acknowledgement.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # systemd's listen already, with a backlog of theirs
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.listen(backlog)

@@ -48,7 +48,7 @@ class Trust:
                     'Malformed proxy header "%s" from "%s": %s value: %s',
                     error.header,
                     peer,
-                    error.reason,
+                    error.fault,
                     error.value,
                 )
                 raise
