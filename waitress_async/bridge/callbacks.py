@@ -1,4 +1,4 @@
-"""Loop -> a thread for what apps want to be told. They may block there, and hold up nothing but each other."""
+"""Loop -> a thread for what apps want to be told. There they may block, and hold up but each other."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ import math
 import socket
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge import LogThread
 from waitress_async.buffers import BufferMemory
-from waitress_async.errors import ProxyProtocolError
 from waitress_async.http import ProxiedAddresses
 from waitress_async.server.deadlines import CutLog
 from waitress_async.server.listeners import Address, Listener, ListeningSocket, format_address
@@ -45,9 +45,7 @@ class _TooManyOfHost(Exception):
 class Arrival:
     """An accepted socket on its way to a transport."""
 
-    __slots__ = ("listener", "peer", "since", "sock", "task", "waits_for_header")
-
-    task: asyncio.Task[None]  # which sees it there
+    __slots__ = ("late", "listener", "peer", "protocol", "since", "sock", "task", "waits_for_header")
 
     def __init__(self, since: float, sock: socket.socket, peer: Address, listener: Address) -> None:
         """`since` is by the sweep's clock; the other two are the addresses of the two ends."""
@@ -55,7 +53,15 @@ class Arrival:
         self.sock = sock
         self.peer = peer
         self.listener = listener
+        self.protocol: HTTPProtocol | None = None  # once that is made
+        self.task: asyncio.Task[None] | None = None  # which sees it there
         self.waits_for_header = False  # of the PROXY protocol
+        self.late = ""  # what it was cut for
+
+    def cancel(self) -> None:
+        """See it no further."""
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Connections:
@@ -148,7 +154,7 @@ class Connections:
         for protocol in idle:
             protocol.close()
         for arrival in self._arrivals:
-            arrival.task.cancel()
+            arrival.cancel()
         return len(idle) + len(self._arrivals)
 
     def _has_room(self) -> bool:
@@ -188,54 +194,47 @@ class Connections:
         self._open.add(arrival)
         self._arrivals.add(arrival)
         arrival.task = self._loop.create_task(self._arrive(arrival))
+        arrival.task.add_done_callback(partial(self._arrived, arrival))
         if self._sweeper is None:
             self._swept_at = self._loop.time()
             self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
 
     async def _arrive(self, arrival: Arrival) -> None:
         """See an accepted socket to its transport."""
-        counted: HTTPProtocol | Arrival = arrival
-        try:
-            proxied = await self._read_proxy_header(arrival)
-            protocol = self._make_protocol(arrival.peer, arrival.listener, proxied)
-            self._open.remove(arrival)
-            self._open.add(protocol)
-            counted = protocol
-            self._count_host(protocol)
-            await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
-        except _TooManyOfHost:
-            arrival.sock.close()
-            self.lost(counted)
-            self._cuts.tell(
-                "connection_limit_per_host",
-                format_address(arrival.peer),
-                "closed at once, for its address has as many connections as it may",
-                self.clock,
-            )
-        except (OSError, ProxyProtocolError, asyncio.CancelledError) as error:
-            # The peer is gone already, or none that we talk to, or late, or the server stops.
-            arrival.sock.close()
-            self.lost(counted)
-            if not isinstance(error, OSError) and (reason := str(error)):
-                peer = ascii(format_address(arrival.peer))[1:-1]  # a path is whatever its owner likes
-                self._log.log(logging.WARNING, "Connection from %s closed: %s", peer, reason)
-        else:
-            if self._draining:
-                protocol.close_after_response()
-        finally:
-            self._arrivals.discard(arrival)
+        proxied = await self._read_proxy_header(arrival)
+        protocol = self._make_protocol(arrival.peer, arrival.listener, proxied)
+        arrival.protocol = protocol
+        self._open.remove(arrival)
+        self._open.add(protocol)
+        self._count_host(protocol)
+        await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
+        if self._draining:
+            protocol.close_after_response()
+
+    def _arrived(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
+        """Its task is over. If it has failed, nothing is left of the connection."""
+        self._arrivals.discard(arrival)
+        error = None if task.cancelled() else task.exception()
+        if error is None and not task.cancelled():
+            return
+        arrival.sock.close()
+        self.lost(arrival.protocol or arrival)
+        peer = ascii(format_address(arrival.peer))[1:-1]  # a path is whatever its owner likes
+        if isinstance(error, _TooManyOfHost):
+            self._cuts.tell("connection_limit_per_host", peer, str(error), self.clock)
+        elif reason := arrival.late or ("" if error is None or isinstance(error, OSError) else str(error)):
+            # An OSError says that the peer is gone already, which happens.
+            self._log.log(logging.WARNING, "Connection from %s closed: %s", peer, reason)
 
     def _count_host(self, protocol: HTTPProtocol) -> None:
         host = protocol.remote_addr
         self._hosts[host] += 1
         if self._limit_per_host and self._hosts[host] > self._limit_per_host and host != UNIX_PEER:
-            raise _TooManyOfHost
+            raise _TooManyOfHost(f"{host} has {self._limit_per_host} connections open already")
 
     async def _read_proxy_header(self, arrival: Arrival) -> ProxiedAddresses | None:
         if not self._proxy_protocol.is_expected_from(arrival.peer):
             return None
-        if self._closed:  # since before this task began: nobody will cancel it
-            raise asyncio.CancelledError
         arrival.waits_for_header = True
         try:
             return await self._proxy_protocol.read_header(self._loop, arrival.sock)
@@ -288,7 +287,7 @@ class Connections:
     def abort(self) -> None:
         """Cut every connection."""
         for arrival in self._arrivals:
-            arrival.task.cancel()
+            arrival.cancel()
         for protocol in list(self._protocols):
             protocol.abort()
 
@@ -340,7 +339,8 @@ class Connections:
         if timeout := self._proxy_protocol.timeout:
             for arrival in self._arrivals:
                 if arrival.waits_for_header and self.clock - arrival.since >= timeout:
-                    arrival.task.cancel(f"The PROXY header is not complete after {timeout:g} seconds.")
+                    arrival.late = f"The PROXY header is not complete after {timeout:g} seconds."
+                    arrival.cancel()
         if len(self):
             self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
 

@@ -381,7 +381,7 @@ class Server:
             self._outcome = runtime.responses - sent_before, len(connections)
 
     async def _delay(self) -> None:
-        """Serve on for `drain_delay`, so that who sends requests here learns of the stop. Cut short by another."""
+        """Serve on for `drain_delay`, for who sends requests to learn of it. Another stop cuts it short."""
         delay = self._settings.drain_delay
         if delay:
             self._log("Serving on for %g seconds", delay)
