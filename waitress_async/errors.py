@@ -120,6 +120,17 @@ class VersionNotSupported(RequestError):
     reason = "HTTP Version Not Supported"
 
 
+class PermanentRedirect(HTTPError):
+    """What is asked for is at `location`, a URL."""
+
+    status = 308
+    reason = "Permanent Redirect"
+
+    def __init__(self, location: str) -> None:
+        super().__init__("It is spoken to by https alone.")
+        self.location = location
+
+
 class ServerError(HTTPError):
     """This side cannot answer as asked; the request itself was sound."""
 

@@ -30,6 +30,14 @@ SAMPLES: Final[Mapping[str, tuple[str, object]]] = {
     "proxy_protocol": ("v2", "v2"),
     "proxy_protocol_from": ("*", ("*",)),
     "proxy_protocol_timeout": ("500ms", 0.5),
+    "certfile": ("cert.pem", "cert.pem"),
+    "keyfile": ("key.pem", "key.pem"),
+    "keyfile_password": ("a secret", "a secret"),
+    "ca_certs": ("ca.pem", "ca.pem"),
+    "client_verify": ("optional", "optional"),
+    "sni": ("a.example=a.pem *.b.example=b.pem,b.key", ("a.example=a.pem", "*.b.example=b.pem,b.key")),
+    "tls_handshake_timeout": ("1m", 60.0),
+    "redirect_listen": ("*:80 [::1]:8080", ("*:80", "[::1]:8080")),
     "spare_threads": ("3", 3),
     "ident": ("a server", "a server"),
     "server_name": ("example.org", "example.org"),
@@ -58,6 +66,9 @@ SAMPLES: Final[Mapping[str, tuple[str, object]]] = {
 COMPANIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "trusted_proxy_count": ("trusted_proxy",),
     "trusted_proxy_headers": ("trusted_proxy",),
+    **dict.fromkeys(
+        ("keyfile", "keyfile_password", "ca_certs", "client_verify", "sni", "redirect_listen"), ("certfile",)
+    ),
 }
 
 

@@ -68,6 +68,7 @@ class Connection:
         "_head",
         "_limits",
         "_request",
+        "ends_by_close",
         "eof",
         "receiving",
         "sending",
@@ -85,6 +86,7 @@ class Connection:
         self._closing = False
         self._continue_owed = False  # the client may be waiting for 100 (Continue)
         self._discarding = False  # the request whose body is awaited has been answered
+        self.ends_by_close = False  # the last response has no end but that of the connection
 
     # -- receiving
 
@@ -241,6 +243,7 @@ class Connection:
         last = b"0\r\n\r\n" if self.sending is _CHUNKED else b""
         self._request = None
         if self._closing:
+            self.ends_by_close = self.sending is _UNTIL_CLOSE
             self.sending = _NOT_SENDING
             self.stop_receiving()
             return last

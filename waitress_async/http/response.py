@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Final
 
-from waitress_async.errors import HTTPError, ServiceUnavailable
+from waitress_async.errors import HTTPError, PermanentRedirect, ServiceUnavailable
 
 # RFC 9112 section 4. What begins with 1 is not a final response.
 _STATUS: Final = re.compile(r"([2-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
@@ -166,4 +166,6 @@ def error_response(error: HTTPError, encoder: HeadEncoder) -> tuple[ResponseHead
     headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     if isinstance(error, ServiceUnavailable) and error.retry_after is not None:
         headers.append(("Retry-After", str(error.retry_after)))
+    if isinstance(error, PermanentRedirect):
+        headers.append(("Location", error.location))
     return encoder.encode(f"{error.status} {error.reason}", headers), body

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from waitress_async.http import ProxiedAddresses
 from waitress_async.server.deadlines import CutLog
 from waitress_async.server.listeners import Address, Listener, ListeningSocket, format_address
 from waitress_async.server.proxy_protocol import ProxyProtocol
+from waitress_async.server.tls import TLS
 from waitress_async.settings import UNIX_PEER
 
 if TYPE_CHECKING:
@@ -30,6 +32,12 @@ _LET_THROUGH_INTERVAL: Final = 0.02
 
 # When no descriptor is left, accepting is tried again after so many seconds.
 _RETRY_ACCEPT: Final = 1.0
+
+# A client that does not answer the end of a TLS connection is waited for so long, in seconds.
+_TLS_SHUTDOWN: Final = 2.0
+
+# No time at all is no timeout that asyncio takes; a day will do.
+_NEVER: Final = 86_400.0
 
 # At the limit, this part of it is closed at once: looking for the longest idle ones takes its time.
 _EVICTED: Final = 20
@@ -47,8 +55,8 @@ class Arrival:
 
     __slots__ = ("late", "listener", "peer", "protocol", "since", "sock", "task", "waits_for_header")
 
-    def __init__(self, since: float, sock: socket.socket, peer: Address, listener: Address) -> None:
-        """`since` is by the sweep's clock; the other two are the addresses of the two ends."""
+    def __init__(self, since: float, sock: socket.socket, peer: Address, listener: Listener) -> None:
+        """`since` is by the sweep's clock."""
         self.since = since
         self.sock = sock
         self.peer = peer
@@ -81,9 +89,11 @@ class Connections:
         cuts: CutLog,
         proxy_protocol: ProxyProtocol,
         sweep_interval: float,
-        make_protocol: Callable[[Address, Address, ProxiedAddresses | None], HTTPProtocol],
+        tls: TLS | None,
+        tls_handshake_timeout: float,
+        make_protocol: Callable[[Address, Listener, ProxiedAddresses | None], HTTPProtocol],
     ) -> None:
-        """`make_protocol(peer's address, listener's address, what a PROXY header says)` makes the protocol
+        """`make_protocol(peer's address, listener, what a PROXY header says)` makes the protocol
         of a new connection. `sweep_interval` is in seconds."""
         self._loop = loop
         self._log = log
@@ -93,6 +103,8 @@ class Connections:
         self._cuts = cuts
         self._hosts: Counter[str] = Counter()  # connections by address of the client
         self._proxy_protocol = proxy_protocol
+        self._tls = tls
+        self._tls_handshake_timeout = tls_handshake_timeout or _NEVER
         self._make_protocol = make_protocol
         self._listeners: list[Listener] = []
         self._open: set[HTTPProtocol | Arrival] = set()  # from accept to loss: what the limit counts
@@ -190,7 +202,7 @@ class Connections:
 
     def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> None:
         """Take over an accepted socket."""
-        arrival = Arrival(self.stamp, sock, address, listener.address)
+        arrival = Arrival(self.stamp, sock, address, listener)
         self._open.add(arrival)
         self._arrivals.add(arrival)
         arrival.task = self._loop.create_task(self._arrive(arrival))
@@ -207,7 +219,16 @@ class Connections:
         self._open.remove(arrival)
         self._open.add(protocol)
         self._count_host(protocol)
-        await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
+        if self._tls is None or arrival.listener.redirects:
+            await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
+        else:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                arrival.sock,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=self._tls_handshake_timeout,
+                ssl_shutdown_timeout=_TLS_SHUTDOWN,
+            )
         if self._draining:
             protocol.close_after_response()
 
@@ -222,6 +243,8 @@ class Connections:
         peer = ascii(format_address(arrival.peer))[1:-1]  # a path is whatever its owner likes
         if isinstance(error, _TooManyOfHost):
             self._cuts.tell("connection_limit_per_host", peer, str(error), self.clock)
+        elif isinstance(error, ssl.SSLError | ConnectionAbortedError) and arrival.protocol is not None:
+            self._cuts.tell("TLS handshake", peer, str(error), self.clock)
         elif reason := arrival.late or ("" if error is None or isinstance(error, OSError) else str(error)):
             # An OSError says that the peer is gone already, which happens.
             self._log.log(logging.WARNING, "Connection from %s closed: %s", peer, reason)

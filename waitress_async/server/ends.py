@@ -11,11 +11,12 @@ from waitress_async.settings import UNIX_PEER
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """REMOTE_ADDR, REMOTE_PORT and SERVER_PORT of all requests of a connection, before a proxy's headers."""
+    """REMOTE_ADDR, REMOTE_PORT, SERVER_PORT and wsgi.url_scheme, before what a proxy's headers say."""
 
     remote_addr: str
     remote_port: str
     server_port: str
+    url_scheme: str
 
 
 def ends_of(peer: Address, listener: Address, proxied: ProxiedAddresses | None, url_scheme: str) -> Ends:
@@ -25,8 +26,8 @@ def ends_of(peer: Address, listener: Address, proxied: ProxiedAddresses | None, 
     app makes URLs of it.
     """
     if proxied is not None:
-        return Ends(proxied.source[0], str(proxied.source[1]), str(proxied.destination[1]))
+        return Ends(proxied.source[0], str(proxied.source[1]), str(proxied.destination[1]), url_scheme)
     server_port = {"https": "443"}.get(url_scheme, "80") if isinstance(listener, str) else str(listener[1])
     if isinstance(peer, str):
-        return Ends(UNIX_PEER, "", server_port)
-    return Ends(peer[0], str(peer[1]), server_port)
+        return Ends(UNIX_PEER, "", server_port, url_scheme)
+    return Ends(peer[0], str(peer[1]), server_port, url_scheme)

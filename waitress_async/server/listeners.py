@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from waitress_async.server.systemd import listen_fds
@@ -40,6 +40,7 @@ class ListeningSocket:
     sock: socket.socket
     name: str
     file: SocketFile | None = None
+    redirects: bool = False  # what comes is sent to https, and served there
 
     @property
     def address(self) -> Address:
@@ -61,13 +62,13 @@ def look_up(settings: Settings) -> LookedUp:
 
     Raises OSError, whose `strerror` names the host, for one that means none.
     """
-    if settings.sockets:
-        return {}
     families = [socket.AF_INET] if settings.ipv4 else []
     if settings.ipv6 and (not families or socket.has_dualstack_ipv6()):
         families.append(socket.AF_INET6)
     return {
-        place: _addresses(place, families) for place in settings.places if isinstance(place, InternetPlace)
+        place: _addresses(place, families)
+        for place in (*settings.places, *settings.redirect_places)
+        if isinstance(place, InternetPlace)
     }
 
 
@@ -103,6 +104,10 @@ def open_sockets(settings: Settings, looked_up: LookedUp) -> list[ListeningSocke
         else:
             for place in settings.places:
                 _open(place, settings, looked_up, opened)
+        redirecting: list[ListeningSocket] = []
+        for place in settings.redirect_places:
+            _open(place, settings, looked_up, redirecting)
+        opened.extend(replace(listening, redirects=True) for listening in redirecting)
         for listening in opened:
             _listen(listening, settings.backlog)
     except BaseException:
@@ -307,6 +312,7 @@ class Listener:
         self._accepting = False
         self._task: asyncio.Task[None] | None = None  # that accepts, where the loop watches no descriptor
         self.address = listening.address
+        self.redirects = listening.redirects
 
     def resume(self) -> None:
         """Accept what comes."""

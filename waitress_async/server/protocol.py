@@ -16,6 +16,7 @@ from waitress_async.errors import (
     ClientDisconnected,
     HTTPError,
     MalformedProxyHeader,
+    PermanentRedirect,
     RequestError,
     RequestTimeout,
     ServiceUnavailable,
@@ -26,6 +27,7 @@ from waitress_async.server.ends import Ends
 from waitress_async.server.exchange import Exchange, no_room
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
+from waitress_async.server.tls import environ_of
 from waitress_async.wsgi import base_environ
 
 # Bytes of later requests that are held while one is answered, before reading is paused.
@@ -41,6 +43,8 @@ _LINGER_BYTES: Final = 16_777_216
 _RETRY_AFTER: Final = 1  # seconds
 
 _TCP_CLOSE: Final = 7  # of tcp_info's state, which for a reset connection it is (linux/tcp_states.h)
+
+_HTTPS_PORT: Final = 443
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # on, no seconds: closing is a reset (socket(7))
 
@@ -71,6 +75,7 @@ class HTTPProtocol(asyncio.Protocol):
         "_connection",
         "_continue_due",
         "_counted",
+        "_encrypted",
         "_exchange",
         "_head_since",
         "_linger_bytes",
@@ -78,6 +83,7 @@ class HTTPProtocol(asyncio.Protocol):
         "_pump",
         "_reading_paused",
         "_received",
+        "_redirect_port",
         "_requests",
         "_response_pace",
         "_runtime",
@@ -88,18 +94,21 @@ class HTTPProtocol(asyncio.Protocol):
         "turn_since",
     )
 
-    def __init__(self, runtime: Runtime, ends: Ends) -> None:
+    def __init__(self, runtime: Runtime, ends: Ends, redirect_port: int | None = None) -> None:
+        """`redirect_port` is where https is spoken, on a connection whose requests are all sent there."""
         self._runtime = runtime
         trust = runtime.proxies.trust_in(ends.remote_addr)
         self._trust = trust if trust.rewrites else None
         self._connection = Connection(runtime.limits, trust.memo)
+        self._redirect_port = redirect_port
+        self._encrypted = False
         settings = runtime.settings
         self._base_environ = base_environ(
             server_name=settings.server_name,
             server_port=ends.server_port,
             script_name=settings.url_prefix,
             server_software=settings.ident or "waitress_async",
-            url_scheme=settings.url_scheme,
+            url_scheme=ends.url_scheme,
             remote_addr=ends.remote_addr,
             remote_port=ends.remote_port,
             errors=sys.stderr,
@@ -135,6 +144,9 @@ class HTTPProtocol(asyncio.Protocol):
             self._response_complete,
         )
         self._pump = self._sender.pump
+        if (encryption := transport.get_extra_info("ssl_object")) is not None:
+            self._encrypted = True
+            self._base_environ.update(environ_of(encryption))
         self.turn_since = runtime.connections.stamp
         runtime.connections.made(self)
 
@@ -156,7 +168,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._transport.close()
         else:
             self._advance()
-        return True
+        return not self._encrypted  # TLS here has no half that stays open, whatever we say
 
     def pause_writing(self) -> None:
         self._sender.pause()
@@ -284,6 +296,10 @@ class HTTPProtocol(asyncio.Protocol):
         self._requests += 1
         if self._requests == runtime.settings.max_requests_per_connection:
             self._connection.close_after_response()
+        if self._redirect_port is not None:
+            self._connection.stop_receiving()
+            self._refuse(PermanentRedirect(self._https_url(request)))
+            return
         if self._trust is not None:
             try:
                 request = self._trust.apply(
@@ -304,6 +320,14 @@ class HTTPProtocol(asyncio.Protocol):
             self._queue(exchange)
         elif not self._body_full:
             self._send_continue()
+
+    def _https_url(self, request: Request) -> str:
+        """What is asked for, by https. A target in absolute form has become the Host field already."""
+        host = request.fields.get("HTTP_HOST", self._runtime.settings.server_name)
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        port = "" if self._redirect_port == _HTTPS_PORT else f":{self._redirect_port}"
+        target = request.target if request.target.startswith("/") else "/"
+        return f"https://{name}{port}{target}"
 
     def _make_body(self, request: Request) -> BufferReader | Input:
         runtime = self._runtime
@@ -425,14 +449,15 @@ class HTTPProtocol(asyncio.Protocol):
             self._connection.eof
             or runtime.connections.full
             or not runtime.settings.linger_timeout
-            or not transport.can_write_eof()
+            or (self._encrypted and self._connection.ends_by_close)  # TLS has no half that could be closed
         ):
             transport.close()
             return
         self._linger_until = self._runtime.connections.stamp + self._runtime.settings.linger_timeout
         self._linger_bytes = _LINGER_BYTES
         try:
-            transport.write_eof()
+            if not self._encrypted:
+                transport.write_eof()
         except OSError:  # asyncio's shuts the socket down here and now, and the client has reset it
             transport.abort()
             return
@@ -538,9 +563,16 @@ class HTTPProtocol(asyncio.Protocol):
                     now + self._runtime.settings.linger_timeout
                 )  # from when the answer is out
             elif now >= self._linger_until:
-                self._transport.abort()
+                self._end()
             return
         self._check_request(now, elapsed)
+
+    def _end(self) -> None:
+        """It has lingered long enough."""
+        if self._encrypted:
+            self._transport.close()
+        else:
+            self._transport.abort()
 
     def _check_response(self, unsent: int, elapsed: float) -> bool:
         """Cut a client that does not take its response. Returns whether it was."""

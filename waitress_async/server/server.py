@@ -22,7 +22,7 @@ from waitress_async.bridge import (
     in_thread,
 )
 from waitress_async.buffers import BufferMemory, Spool, check_directory
-from waitress_async.errors import ServerClosed
+from waitress_async.errors import ServerClosed, SettingsError
 from waitress_async.http import DefaultFields, HeadEncoder, Limits, ProxiedAddresses
 from waitress_async.server.connections import Connections
 from waitress_async.server.deadlines import CutLog, sweep_interval
@@ -30,6 +30,7 @@ from waitress_async.server.descriptors import connection_limit
 from waitress_async.server.ends import ends_of
 from waitress_async.server.listeners import (
     Address,
+    Listener,
     ListeningSocket,
     LookedUp,
     look_up,
@@ -40,6 +41,7 @@ from waitress_async.server.protocol import HTTPProtocol
 from waitress_async.server.proxies import Proxies
 from waitress_async.server.proxy_protocol import ProxyProtocol
 from waitress_async.server.runtime import Application, Runtime
+from waitress_async.server.tls import TLS
 from waitress_async.settings import Settings
 from waitress_async.wsgi import check_application
 
@@ -59,6 +61,21 @@ _DISK_THREADS: Final = 4
 
 # Spare threads for each of `threads`, where nothing else is set.
 _SPARES: Final = 4
+
+
+def load_tls(settings: Settings) -> TLS | None:
+    """What the settings say of TLS, if they say that it is spoken. Reads files, and raises as `TLS` does."""
+    if not settings.speaks_tls:
+        return None
+    return TLS(
+        certfile=settings.certfile,
+        keyfile=settings.keyfile,
+        keyfile_password=settings.keyfile_password,
+        ca_certs=settings.ca_certs,
+        client_verify=settings.client_verify,
+        sni=settings.sni,
+        ssl_context=settings.ssl_context,
+    )
 
 
 class Phase(enum.Enum):
@@ -100,6 +117,7 @@ class Server:
         self._phase = Phase.NEW
         self._wakeup: Wakeup | None = None  # from the beginning of the start on
         self._stop_requested = False
+        self._tls: TLS | None = None  # from the start on, if it speaks it
         self._addresses: list[Address] = []
         self._stop_at = math.inf  # when a stop under way becomes an abort, in the loop's time
         self._stop_timeout = 0.0  # seconds from the end of drain_delay on
@@ -133,7 +151,7 @@ class Server:
             raise
         self._phase = Phase.READY
         for address in self._addresses if self._announces else ():
-            runtime.log.log(logging.INFO, "Serving on %s", url_of(address, self._settings.url_scheme))
+            runtime.log.log(logging.INFO, "Serving on %s", url_of(address, self._scheme))
         if without_effect := ", ".join(self._settings.without_effect):
             runtime.log.log(logging.WARNING, "Settings that have no effect here: %s", without_effect)
         if self._settings.trusted_proxy and not self._settings.trusted_proxy_headers:
@@ -157,13 +175,14 @@ class Server:
             self._opened = open_sockets(self._settings, looked_up)
         runtime = self._make_runtime(wakeup)
         sockets, self._opened = self._opened, None
-        self._addresses = [listening.address for listening in sockets]
+        self._addresses = [listening.address for listening in sockets if not listening.redirects]
         runtime.connections.listen(sockets)
         return runtime
 
     def _prepare(self) -> LookedUp:
         """What waits for the disk and the name service."""
         check_directory(self._settings.tmp_dir)
+        self._tls = load_tls(self._settings)
         return look_up(self._settings) if self._opened is None else {}
 
     def _make_runtime(self, wakeup: Wakeup) -> Runtime:
@@ -234,15 +253,36 @@ class Server:
                 cuts,
                 ProxyProtocol(settings),
                 sweep_interval(settings),
+                self._tls,
+                settings.tls_handshake_timeout,
                 self._make_protocol,
             ),
         )
 
     def _make_protocol(
-        self, peer: Address, listener: Address, proxied: ProxiedAddresses | None
+        self, peer: Address, listener: Listener, proxied: ProxiedAddresses | None
     ) -> HTTPProtocol:
-        ends = ends_of(peer, listener, proxied, self._settings.url_scheme)
-        return HTTPProtocol(self._runtime, ends)
+        scheme = self._settings.url_scheme
+        if self._tls is not None:
+            scheme = "http" if listener.redirects else "https"
+        ends = ends_of(peer, listener.address, proxied, scheme)
+        return HTTPProtocol(self._runtime, ends, self._https_port if listener.redirects else None)
+
+    @property
+    def _https_port(self) -> int:
+        """Where plain HTTP is redirected to: the first port of those that speak TLS."""
+        ports = [address[1] for address in self._addresses if not isinstance(address, str)]
+        return ports[0] if ports else 443
+
+    def reload_tls(self) -> None:
+        """Load certificates and keys anew, for new connections. Any thread; it reads files.
+
+        Raises SettingsError or OSError, which name the file; what was loaded before goes on being used
+        then. SettingsError, too, for a server without TLS.
+        """
+        if self._tls is None:
+            raise SettingsError("there is no certificate to load: the server does not speak TLS")
+        self._tls.reload()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -314,7 +354,12 @@ class Server:
         if not isinstance(address, str):
             host, port = address[:2]
             address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
-        return url_of(address, self._settings.url_scheme)
+        return url_of(address, self._scheme)
+
+    @property
+    def _scheme(self) -> str:
+        """What is spoken, whatever apps are told."""
+        return "http" if self._tls is None else "https"
 
     @property
     def _first_address(self) -> Address:

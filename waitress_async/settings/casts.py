@@ -6,6 +6,7 @@ import math
 import os
 import re
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Final, NewType
 
@@ -145,6 +146,12 @@ def to_sockets(value: object) -> tuple[socket.socket, ...]:
     return tuple(value)
 
 
+def to_ssl_context(value: object) -> ssl.SSLContext | None:
+    if value is None or isinstance(value, ssl.SSLContext):
+        return value
+    raise ValueError(f"{value!r} is not an ssl.SSLContext")
+
+
 CASTS: Final[dict[object, Callable[[object], object]]] = {
     bool: to_bool,
     int: to_int,
@@ -157,4 +164,5 @@ CASTS: Final[dict[object, Callable[[object], object]]] = {
     tuple[str, ...]: to_strings,
     Addresses: to_addresses,
     tuple[socket.socket, ...]: to_sockets,
+    ssl.SSLContext | None: to_ssl_context,
 }

@@ -68,6 +68,22 @@ def check_proxy_headers(headers: tuple[str, ...]) -> None:
         )
 
 
+def check_sni(entries: tuple[str, ...]) -> None:
+    for entry in entries:
+        name, _, files = entry.partition("=")
+        if not name or not files:
+            raise ValueError(f"{entry!r} is not NAME=CERTFILE or NAME=CERTFILE,KEYFILE")
+
+
+def check_tls(certfile: str | None, context: object, **others: object) -> None:
+    """`others` are what has no meaning without a certificate, and must not stand beside a context."""
+    given = [name for name, value in others.items() if value not in (None, (), "none")]
+    if context is not None and (certfile or given):
+        raise SettingsError(f"{', '.join(given) or 'certfile'} may not be set if ssl_context is set")
+    if given and not (certfile or context):
+        raise SettingsError(f"{', '.join(given)} has no meaning unless certfile is set")
+
+
 def check_printable(text: str | None) -> None:
     # These go into response headers and into environ, where a control character can split a line.
     if text is not None and not _PRINTABLE.fullmatch(text):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from waitress_async.errors import SettingsError
 from waitress_async.settings.casts import Addresses, Mode, Prefix
 from waitress_async.settings.command import COMMAND_DECLARATIONS
 from waitress_async.settings.declaration import (
@@ -41,6 +43,8 @@ from waitress_async.settings.rules import (
     check_printable,
     check_proxy_headers,
     check_proxy_settings,
+    check_sni,
+    check_tls,
 )
 from waitress_async.settings.sources import Given, read_sources
 
@@ -49,6 +53,7 @@ _A_YEAR: Final = 365 * 24 * 3600  # timers overflow somewhere beyond; nobody wai
 # Sections of the reference.
 _LISTENING: Final = "Where it listens"
 _PROXIES: Final = "Behind proxies"
+_TLS: Final = "TLS"
 _THREADS: Final = "Threads"
 _APP: Final = "What the app sees"
 _BODIES: Final = "Bodies"
@@ -189,6 +194,64 @@ class Settings:
         maximum=_A_YEAR,
         help="Time from accept until the PROXY header is complete; 0 is no limit.",
         section=_PROXIES,
+    )
+    certfile: str | None = setting(
+        None,
+        unit="file",
+        help="Certificate, with those that sign it, in PEM; with it all listeners speak TLS.",
+        section=_TLS,
+    )
+    keyfile: str | None = setting(
+        None,
+        unit="file",
+        help="Its private key; none is the one in certfile.",
+        section=_TLS,
+    )
+    keyfile_password: str | None = setting(
+        None,
+        unit="password",
+        help="Password of the private keys, if they are encrypted.",
+        section=_TLS,
+    )
+    ca_certs: str | None = setting(
+        None,
+        unit="file",
+        help="Certificates in PEM by which those of clients are verified.",
+        section=_TLS,
+    )
+    client_verify: Literal["none", "optional", "required"] = setting(
+        "none",
+        help="Whether clients are asked for a certificate, and must have one.",
+        section=_TLS,
+    )
+    sni: tuple[str, ...] = setting(
+        (),
+        unit="name=cert,key",
+        check=check_sni,
+        help="Certificates for other names, which may be wildcards such as *.example.org. "
+        "Several are separated by spaces, or the flag is repeated.",
+        section=_TLS,
+    )
+    ssl_context: ssl.SSLContext | None = setting(
+        None,
+        keyword_only=True,
+        help="A context that is used as it is, instead of certfile and what belongs to it.",
+        section=_TLS,
+    )
+    tls_handshake_timeout: float = setting(
+        30.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time for the TLS handshake; 0 is any time.",
+        section=_TLS,
+    )
+    redirect_listen: tuple[str, ...] = setting(
+        (),
+        unit="host:port",
+        check=check_listen,
+        help="Where plain HTTP is answered with a redirect to https, written as in listen.",
+        section=_TLS,
     )
     threads: int = setting(
         4,
@@ -482,6 +545,17 @@ class Settings:
         convert_fields(self, DECLARATIONS)
         check_families(self.ipv4, self.ipv6)
         check_proxy_settings(self.trusted_proxy, self.trusted_proxy_count, self.trusted_proxy_headers)
+        check_tls(
+            self.certfile,
+            self.ssl_context,
+            keyfile=self.keyfile,
+            keyfile_password=self.keyfile_password,
+            ca_certs=self.ca_certs,
+            client_verify=self.client_verify,
+            sni=self.sni,
+        )
+        if self.redirect_listen and not self.speaks_tls:
+            raise SettingsError("redirect_listen has no meaning unless certfile is set")
 
     @classmethod
     def from_keywords(cls, **options: object) -> Self:
@@ -524,6 +598,16 @@ class Settings:
             keywords={name: Given(value, "keyword") for name, value in options.items()},
         )
         return cls.from_keywords(**{name: given[name].value for name in NAMES if name in given})
+
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether the listeners do, but for those of redirect_listen."""
+        return self.certfile is not None or self.ssl_context is not None
+
+    @property
+    def redirect_places(self) -> tuple[Place, ...]:
+        """Where to listen for plain HTTP that is redirected."""
+        return tuple(parse_listen(entry, 80) for entry in self.redirect_listen)
 
     @property
     def places(self) -> tuple[Place, ...]:
