@@ -294,9 +294,9 @@ def test_an_address_as_text(address: Any, text: str) -> None:
 # -- in a network of one's own
 
 
-# What each script begins with: the loopback is down in a new network, and IPv6 addresses take a while.
+# What each script begins with. The loopback is down in a new network.
 NETWORK = """
-import asyncio, fcntl, json, socket, struct, sys
+import asyncio, fcntl, json, socket, struct, sys, time
 from waitress_async import Server
 
 def app(environ, start_response):
@@ -357,6 +357,12 @@ index = socket.if_nametoindex("lo")
 with socket.socket(socket.AF_INET6) as sock:
     address = socket.inet_pton(socket.AF_INET6, "fe80::1")
     fcntl.ioctl(sock, 0x8916, address + struct.pack("Ii", 64, index))  # SIOCSIFADDR
+    while True:  # for a moment it is only tentative
+        try:
+            sock.bind(("fe80::1", 0, 0, index))
+            break
+        except OSError:
+            time.sleep(0.001)
 
 async def main():
     async with Server(app, listen="[fe80::1%lo]:0") as server:

@@ -128,11 +128,13 @@ class _Manager:
         self._status = ""
 
     async def reload(self, reload: Callable[[], object]) -> None:
-        if self._notifier is not None and self._status:
-            self._notifier.reloading("Reloading")
+        """Reload, and tell of it if it serves: one that begins before is part of the start."""
+        notifier = self._notifier if self._status else None
+        if notifier is not None:
+            notifier.reloading("Reloading")
         await in_thread(Wakeup(asyncio.get_running_loop()), "waitress_async-reload", reload)
-        if self._notifier is not None and self._status:
-            self._notifier.ready(self._status)
+        if notifier is not None and self._status:
+            notifier.ready(self._status)
 
     def _feed_watchdog(self) -> None:
         notifier = self._notifier
