@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import select
 import socket
 import struct
 import sys
@@ -554,8 +555,10 @@ class HTTPProtocol(asyncio.Protocol):
             self._exchange.body.retry()
         if self._check_response(unsent, elapsed):
             return
-        if self._reading_paused and self._exchange is not None and _is_reset(self._transport):
-            self._transport.abort()  # unread, the end would not be seen
+        # What is not read, and what has ended already, tells of nothing more: the system has to be asked.
+        is_deaf = self._exchange is not None and (self._reading_paused or self._connection.eof)
+        if is_deaf and _is_gone(self._transport):
+            self._transport.abort()
             return
         if self._linger_until is not None:
             if unsent:
@@ -647,13 +650,15 @@ class HTTPProtocol(asyncio.Protocol):
         runtime.cuts.tell(deadline.value, f"{address}:{port}", how_far, runtime.connections.clock)
 
 
-def _is_reset(transport: asyncio.Transport) -> bool:
-    """Whether the peer has reset the connection, as far as the system tells (Linux)."""
-    if not hasattr(socket, "TCP_INFO"):
-        return False
+def _is_gone(transport: asyncio.Transport) -> bool:
+    """Whether the peer is gone, and has not merely said all it will; as far as the system tells (Linux)."""
+    sock = transport.get_extra_info("socket")
     try:
-        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    except OSError:  # a unix socket
+        if sock.family == getattr(socket, "AF_UNIX", None):
+            poll = select.poll()
+            poll.register(sock.fileno(), 0)
+            return any(events & select.POLLHUP for _, events in poll.poll(0))
+        state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except (AttributeError, OSError):  # not on this system
         return False
-    state: int = info[0]
     return state == _TCP_CLOSE
