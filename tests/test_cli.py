@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 from click.testing import CliRunner
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.settings.command import invoke, isolate, printed_config
@@ -111,7 +111,9 @@ def test_help_tells_flag_and_default(declaration: Declaration) -> None:
     words = " ".join(invoke("--help").stdout.split())
     assert declaration.flag is not None
     assert declaration.flag.replace("/", " / ") in words
-    assert f"{declaration.help} [default: {declaration.default_text}]" in words
+    effect = "No effect here: " if declaration.without_effect else ""
+    assert f" {effect}{declaration.help} [default: {declaration.default_text}]" in words
+    assert f"No effect here: {declaration.help}" not in words or declaration.without_effect
 
 
 def test_nothing_given_is_the_defaults(served: Served) -> None:
@@ -171,8 +173,9 @@ def test_an_empty_ident_is_none(served: Served) -> None:
             "trusted_proxy_count has no meaning without setting trusted_proxy",
         ),
         (["--config=missing.toml", APP], "missing.toml: No such file or directory"),
-        ([], "Specify an application"),
+        ([], "Specify an application, such as shop.web:app"),
         (["--check-config"], "Specify an application"),
+        (["--listen=8000", APP], "Invalid value for '--listen': Invalid host/port specified. '8000' is not"),
         ([APP, APP], "Provide only one WSGI app"),
         ([APP, "--app", APP], "Provide only one WSGI app"),
     ],
@@ -192,7 +195,7 @@ def test_an_unknown_flag_gets_a_hint(flag: str, meant: str) -> None:
 @pytest.fixture
 def shop(folder: Path) -> Iterator[Any]:
     """A module in the working directory; call it for what was imported."""
-    (folder / "cli_shop.py").write_text("def app(): pass\ndef make(*name): return lambda a, b: name\n")
+    (folder / "cli_shop.py").write_text("def app(a, b): pass\ndef make(*name): return lambda a, b: name\n")
     yield lambda: sys.modules["cli_shop"]
     sys.modules.pop("cli_shop", None)
 
@@ -208,7 +211,7 @@ def test_the_working_directory_is_searched_and_a_factory_called(served: Served, 
 
 def test_another_folder_is_searched(served: Served, folder: Path) -> None:
     (folder / "src").mkdir()
-    (folder / "src" / "cli_elsewhere.py").write_text("def app(): pass\n")
+    (folder / "src" / "cli_elsewhere.py").write_text("def app(a, b): pass\n")
     assert invoke("cli_elsewhere:app", "--app-dir=src").exit_code == 0
     assert served.app is sys.modules.pop("cli_elsewhere").app
 
@@ -305,6 +308,7 @@ CHOSEN = st.fixed_dictionaries(
 
 
 @given(chosen=CHOSEN)
+@settings(deadline=None)
 @example(chosen={"tmp_dir": "\"\\\x00\x07\n\r\t\x7f\x80\u2028\U0001f600 # = '''", "app": '"""'})
 def test_what_is_printed_is_a_file_that_gives_the_same(chosen: dict[str, object]) -> None:
     flags = [flag for name, value in chosen.items() for flag in flags_of(name, value)]
@@ -345,6 +349,29 @@ def test_check_config(served: Served) -> None:
     result = invoke("--check-config", APP, "--threads=8")
     assert (result.exit_code, result.output) == (0, f"{APP} can be served\n")
     assert served.settings is None
+
+
+def test_the_settings_are_printed_and_checked(served: Served) -> None:
+    """Both are done: what is printed is a file, and so says only what a file can say."""
+    flags = ["--print-config", "--check-config", "--threads=8"]
+    result = invoke(*flags, APP)
+    assert (result.exit_code, result.stderr) == (0, f"{APP} can be served\n")
+    assert result.stdout == invoke("--print-config", "--threads=8", APP).stdout
+    result = invoke(*flags, "missing:app")
+    assert (result.exit_code, result.stdout.count("missing:app")) == (1, 1)
+    assert "No module named 'missing'" in result.stderr
+    assert "Specify an application" in invoke(*flags).stderr
+    assert served.settings is None
+
+
+def test_check_config_tries_the_folder_of_temporary_files(served: Served, folder: Path) -> None:
+    assert invoke("--check-config", APP, f"--tmp-dir={folder}").exit_code == 0
+    result = invoke("--check-config", APP, "--tmp-dir=missing")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: No such file or directory: temporary files cannot be made in 'missing' (setting: tmp_dir)\n"
+    )
+    assert list(folder.iterdir()) == []
 
 
 def test_check_config_imports_the_app(served: Served) -> None:
@@ -424,10 +451,10 @@ def test_sockets_of_systemd_are_listened_on(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--host=::1"], "host"),
-        (["--host=::1", "--port=81"], "host, port"),
-        (["--listen=localhost:81"], "listen"),
-        (["--unix-socket=/run/a"], "unix_socket"),
+        (["--host=::1"], "host (--host)"),
+        (["--host=::1", "--port=81"], "host (--host), port (--port)"),
+        (["--listen=localhost:81"], "listen (--listen)"),
+        (["--unix-socket=/run/a"], "unix_socket (--unix-socket)"),
     ],
 )
 def test_who_says_otherwise_has_it_with_a_warning(arguments: list[str], told: str, served: Served) -> None:
@@ -436,6 +463,19 @@ def test_who_says_otherwise_has_it_with_a_warning(arguments: list[str], told: st
     assert result.stderr == f"Warning: sockets passed by systemd are not used, because of: {told}\n"
     assert served.settings is not None
     assert served.settings.listen in ((), ("localhost:81",))
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_warning_names_the_file(served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "waitress-async.toml").write_text("port = 81")
+    monkeypatch.setenv("WAITRESS_ASYNC_HOST", "::1")
+    result = invoke(APP)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "Warning: sockets passed by systemd are not used, because of: "
+        "host (WAITRESS_ASYNC_HOST), port (waitress-async.toml)\n"
+    )
+    assert served.settings == Settings(host="::1", port=81)
 
 
 @pytest.mark.usefixtures("passed")
@@ -620,6 +660,41 @@ def test_a_place_in_use_is_one_line_that_names_it(folder: Path) -> None:
             assert (result.returncode, result.stdout) == (1, "")
             assert result.stderr == f"Error: Cannot listen on {place}: Address already in use\n"
     assert (folder / "a.sock").exists()
+
+
+def test_a_log_configuration_that_fails_halfway_leaves_the_one_before(folder: Path) -> None:
+    """What is wrong with a handler is found when those before are gone already. In a process of its own."""
+    (folder / "log.toml").write_text(
+        "formatters.plain.format = 'A %(message)s'\n"
+        "handlers.stderr = {class = 'logging.StreamHandler', formatter = 'plain'}\n"
+        "root = {level = 'INFO', handlers = ['stderr']}\n"
+    )
+    (folder / "program.py").write_text(
+        "import pathlib, sys\n"
+        "from waitress_async import cli\n"
+        "def run(server, settings, *, notifier, reload):\n"
+        "    file = pathlib.Path('log.toml')\n"
+        "    file.write_text(file.read_text().replace('StreamHandler', 'NoSuchHandler'))\n"
+        "    reload()\n"
+        "    cli.logger.info('still here')\n"
+        "    text = file.read_text().replace('NoSuchHandler', 'StreamHandler')\n"
+        "    file.write_text(text.replace('A ', 'B '))\n"
+        "    reload()\n"
+        "cli.run = run\n"
+        f"cli.main(['--log-config=log.toml', '{APP}'])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "program.py"],
+        env=environment(),
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    first, *others = result.stderr.splitlines()
+    assert first.startswith("A log_config: log.toml: Unable to configure handler 'stderr': ")
+    assert first.endswith(": logging stays as it is")
+    assert others == ["A still here", "B Logging is configured anew by log.toml"]
 
 
 def test_what_systemd_starts_serves_on_its_socket_and_configures_logging_anew(folder: Path) -> None:

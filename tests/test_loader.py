@@ -94,7 +94,24 @@ def test_a_module_is_preferred_to_an_attribute_in_the_dotted_form(write: Write) 
 def test_a_factory_is_called(write: Write) -> None:
     write("shop.py", APP)
     assert load_app("shop:factory", call=True) is load_app("shop:app")
-    assert load_app("shop:factory") is not load_app("shop:app")
+
+
+@pytest.mark.parametrize("name", ["shop:factory", "shop.factory"])
+def test_a_factory_that_is_not_called_is_told_of(write: Write, name: str) -> None:
+    """What uvicorn's --factory and gunicorn's `()` have in common is that they are forgotten."""
+    write("shop.py", APP)
+    assert reason(name) == (
+        "the function shop.factory takes no arguments and not environ and start_response: "
+        f"if it is a factory, write '{name}()' or give --call"
+    )
+
+
+def test_a_factory_of_factories(write: Write) -> None:
+    write("shop.py", "def make(): return make\n")
+    assert reason("shop:make()") == (
+        "it returned no application: the function shop.make takes no arguments and not environ and "
+        "start_response: if it is a factory, give what it returns"
+    )
 
 
 @pytest.mark.parametrize(
@@ -470,12 +487,13 @@ def test_a_directory_is_searched_instead(write: Write, tmp_path: Path) -> None:
     assert str(tmp_path) not in sys.path
 
 
-def test_what_is_on_the_path_keeps_its_place(write: Write, tmp_path: Path) -> None:
+def test_what_is_on_the_path_already_goes_first(write: Write, tmp_path: Path) -> None:
+    """As where PYTHONPATH names it behind another folder that has such a module."""
+    write("elsewhere/shop.py", "")
     write("shop.py", APP)
-    sys.path.append(str(tmp_path))
-    before = sys.path.copy()
-    load_app("shop:app")
-    assert sys.path == before
+    sys.path[:0] = [str(tmp_path / "elsewhere"), str(tmp_path)]
+    assert load_app("shop:app").__module__ == "shop"
+    assert sys.path[:3] == [str(tmp_path), str(tmp_path / "elsewhere"), str(tmp_path)]
 
 
 @pytest.mark.parametrize("directory", ["missing", "shop.py", "a\0b"])

@@ -8,13 +8,14 @@ from waitress_async.errors import (
     SettingsError,
     WaitressAsyncError,
 )
-from waitress_async.server import Server, create_server, serve, serve_async, serve_paste
+from waitress_async.server import BlockingServer, Server, create_server, serve, serve_async, serve_paste
 from waitress_async.settings import Settings
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AppImportError",
+    "BlockingServer",
     "ClientDisconnected",
     "NotWSGIError",
     "Server",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import logging.config
@@ -11,7 +12,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Iterable, Mapping
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,16 +20,21 @@ import click
 from click.shell_completion import CompletionItem
 
 from waitress_async import __version__
+from waitress_async.buffers import check_directory
 from waitress_async.errors import AppImportError, SettingsError
 from waitress_async.loader import load_app
 from waitress_async.server import Notifier, Server, listen_fds, run
 from waitress_async.settings import (
     COMMAND_DECLARATIONS,
     DECLARATIONS,
+    LISTENING,
     CommandSettings,
     Declaration,
+    DescriptorPlace,
     Given,
     Settings,
+    SystemdPlace,
+    option_called,
     read_configuration,
     read_sources,
 )
@@ -41,13 +47,13 @@ _DECLARATIONS: Final = (*COMMAND_DECLARATIONS, *DECLARATIONS)
 # What the shell completes for a unit.
 _COMPLETED: Final = {"file": "file", "folder": "dir"}
 
-# Whoever gives one of these says where to listen.
-_PLACES: Final = frozenset({"host", "port", "listen", "unix_socket", "sockets"})
-
 # What would not stay in its line, and what TOML does not take as it is.
 _ESCAPED: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+# What dictConfig() raises for what it cannot make sense of.
+_LOG_ERRORS: Final = (ValueError, TypeError, AttributeError, ImportError, RecursionError)
 
 logger = logging.getLogger("waitress_async")
 
@@ -66,6 +72,7 @@ def _option(declaration: Declaration, flag: str) -> click.Option:
             return [CompletionItem(begun, type=_COMPLETED[declaration.unit])]
         return [CompletionItem(choice) for choice in declaration.choices if choice.startswith(begun)]
 
+    effect = "No effect here: " if declaration.without_effect else ""
     kind = declaration.unit or ("number" if declaration.type is int else "text")
     return click.Option(
         [flag],
@@ -74,12 +81,27 @@ def _option(declaration: Declaration, flag: str) -> click.Option:
         multiple=declaration.is_list,
         default=None,  # what is not given is left to the other sources
         metavar=f"[{'|'.join(declaration.choices)}]" if declaration.choices else kind.upper(),
-        help=f"{declaration.help} [default: {declaration.default_text}]",
+        help=f"{effect}{declaration.help} [default: {declaration.default_text}]",
     )
+
+
+class _Command(click.Command):
+    """A command that knows what other servers call their options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            option = option_called(error.option_name.lstrip("-"))
+            if option is None:
+                raise  # with the nearest of our own
+            advice = option.advice(lambda name: f"--{name.replace('_', '-')}")
+            raise click.UsageError(f"No such option {error.option_name!r} ({advice})", ctx) from None
 
 
 @click.command(
     name="waitress-async",
+    cls=_Command,
     params=[_option(declaration, declaration.flag) for declaration in _DECLARATIONS if declaration.flag],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every option is also an environment variable (WAITRESS_ASYNC_THREADS) and a key (threads = 8) of "
@@ -113,27 +135,31 @@ def main(
     if names:
         flags["app"] = Given(names[0], "argument")
     try:
+        passed = _passed_by_systemd()
         given = read_sources(
-            _DECLARATIONS, directory=Path(), config=config, environ=os.environ, keywords=flags
+            _DECLARATIONS, directory=Path(), config=config, environ=os.environ, keywords=flags, passed=passed
         )
-        given = _with_systemd(given)
         command = CommandSettings(**_values(given, COMMAND_DECLARATIONS))
         settings = Settings.from_keywords(**_values(given, DECLARATIONS))
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
+    if passed:
+        _warn_of_unused_sockets(settings, given)
     if print_config:
         click.echo(_as_toml(command, settings, given))
-        return
+        if not check_config:
+            return
     if command.app is None:
-        raise click.UsageError("Specify an application")
+        raise click.UsageError("Specify an application, such as shop.web:app")
     app = _load(command.app, command)
     level = command.log_level.upper() if "log_level" in given else None
-    _configure_logging(command, level)
+    log_file = _configure_logging(command, level)
     server = Server(app, settings)
     if check_config:
-        click.echo(f"{command.app} can be served")
+        _check_directory(settings)
+        click.echo(f"{command.app} can be served", err=print_config)  # stdout is TOML then
         return
-    _serve(server, settings, command, level)
+    _serve(server, settings, log_file)
 
 
 def _given_by_flags(options: Mapping[str, object]) -> dict[str, Given]:
@@ -150,36 +176,37 @@ def _values(given: Mapping[str, Given], declarations: Iterable[Declaration]) -> 
     return {d.name: given[d.name].value for d in declarations if d.name in given}
 
 
-def _with_systemd(given: Mapping[str, Given]) -> dict[str, Given]:
-    """`given`, with the sockets that systemd has passed to this process, if nobody says where to listen."""
-    result = dict(given)
+def _passed_by_systemd() -> dict[str, Given]:
+    """What listens on the sockets that systemd has passed to this process; empty if it has passed none."""
     try:
         passed = listen_fds(os.environ, os.getpid())
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    places = {name for name in _PLACES & result.keys() if result[name].origin != "$PORT"}
-    if passed and not places:
-        result.pop("port", None)
-        result["listen"] = Given(("systemd://",), "$LISTEN_FDS")
-    elif passed and not re.search("(systemd|fd)://", str(result.get("listen"))):
-        told = ", ".join(sorted(places))
+    return {"listen": Given(("systemd://",), "$LISTEN_FDS")} if passed else {}
+
+
+def _warn_of_unused_sockets(settings: Settings, given: Mapping[str, Given]) -> None:
+    if not any(isinstance(place, SystemdPlace | DescriptorPlace) for place in settings.places):
+        told = ", ".join(f"{name} ({given[name].origin})" for name in sorted(LISTENING & given.keys()))
         click.echo(f"Warning: sockets passed by systemd are not used, because of: {told}", err=True)
-    return result
 
 
 def _as_toml(command: CommandSettings, settings: Settings, given: Mapping[str, Given]) -> str:
     """Every setting and who gave it. What nobody gave is a comment."""
-    lines = []
-    for declaration in _DECLARATIONS:
-        if declaration.keyword_only:
-            continue
-        owner = settings if hasattr(settings, declaration.name) else command
-        value = getattr(owner, declaration.name)
-        origin = _one_line(given[declaration.name].origin) if declaration.name in given else "default"
-        text = f"{declaration.name} = {_toml_value(declaration, value)}"
-        line = text if declaration.name in given else f"# {text}"
-        lines.append(f"{line:<50} # {origin}")
-    return "\n".join(lines)
+    owners = [(command, COMMAND_DECLARATIONS), (settings, DECLARATIONS)]
+    return "\n".join(
+        _toml_line(declaration, getattr(owner, declaration.name), given.get(declaration.name))
+        for owner, declarations in owners
+        for declaration in declarations
+        if not declaration.keyword_only
+    )
+
+
+def _toml_line(declaration: Declaration, value: object, given: Given | None) -> str:
+    line = f"{declaration.name} = {_toml_value(declaration, value)}"
+    if given is None:
+        return f"# {line:<48} # default"
+    return f"{line:<50} # {_one_line(given.origin)}"
 
 
 def _toml_value(declaration: Declaration, value: object) -> str:
@@ -206,15 +233,21 @@ def _load(name: str, command: CommandSettings) -> WSGIApplication:
         sys.exit(1)
 
 
-def _serve(server: Server, settings: Settings, command: CommandSettings, level: str | None) -> None:
+def _check_directory(settings: Settings) -> None:
+    try:
+        check_directory(settings.tmp_dir)
+    except OSError as error:
+        raise click.ClickException(error.strerror or str(error)) from error
+
+
+def _serve(server: Server, settings: Settings, log_file: _LogFile | None) -> None:
     _raise_descriptor_limit()
-    reload = partial(_reload_logging, command.log_config, level) if command.log_config else None
     try:
         notifier = Notifier.from_environ(os.environ, os.getpid())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        run(server, settings, notifier=notifier, reload=reload)
+        run(server, settings, notifier=notifier, reload=log_file.reload if log_file else None)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:  # an address cannot be bound; the text names it
@@ -224,17 +257,18 @@ def _serve(server: Server, settings: Settings, command: CommandSettings, level: 
 # -- logging
 
 
-def _configure_logging(command: CommandSettings, level: str | None) -> None:
+def _configure_logging(command: CommandSettings, level: str | None) -> _LogFile | None:
     """After the app's import, so that what the app configured stands, but for what is asked for here.
 
-    `level` is the one that somebody asked for.
+    `level` is the one that somebody asked for. Returns the file of the configuration, if there is one.
     """
     if command.log_config is not None:
+        log_file = _LogFile(command.log_config, level)
         try:
-            _apply_log_config(command.log_config, level)
+            log_file.apply()
         except SettingsError as error:
             raise click.UsageError(str(error)) from None
-        return
+        return log_file
     if not logger.hasHandlers():
         # Not the root logger: frameworks that print their own records would print them twice.
         handler = logging.StreamHandler()
@@ -242,38 +276,65 @@ def _configure_logging(command: CommandSettings, level: str | None) -> None:
         logger.addHandler(handler)
     if level is not None or logger.level == logging.NOTSET:
         logger.setLevel(level or command.log_level.upper())
+    return None
 
 
-def _apply_log_config(file: str, level: str | None) -> None:
-    """Configure logging by a file for `logging.config.dictConfig`, then by `level`. Raises SettingsError."""
-    try:
-        text = read_configuration(Path(file))
-    except SettingsError as error:
-        raise SettingsError(f"log_config: {error}") from None
-    try:
-        parsed = json.loads(text) if file.endswith(".json") else tomllib.loads(text.decode())
+class _LogFile:
+    """A file for `logging.config.dictConfig`, by which logging is configured, and again."""
+
+    def __init__(self, file: str, level: str | None) -> None:
+        """`level` is that of our logger, whatever the file says, if it is not None."""
+        self._file = file
+        self._level = level
+        self._worked: dict[str, Any] | None = None  # the last that did
+
+    def apply(self) -> None:
+        """Configure logging by the file as it is now. If it cannot, what worked last is configured again.
+
+        Raises SettingsError.
+        """
+        config = self._read()
+        try:
+            self._configure(config)
+        except _LOG_ERRORS as error:
+            if self._worked is not None:
+                with suppress(*_LOG_ERRORS):  # for dictConfig() removes all handlers before it looks further
+                    self._configure(self._worked)
+            raise SettingsError(f"log_config: {self._file}: {_with_cause(error)}") from None
+        self._worked = config
+
+    def reload(self) -> None:
+        """As `apply`, but an error is logged."""
+        try:
+            self.apply()
+        except SettingsError as error:
+            logger.error("%s: logging stays as it is", error)
+        else:
+            logger.info("Logging is configured anew by %s", self._file)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            text = read_configuration(Path(self._file))
+        except SettingsError as error:
+            raise SettingsError(f"log_config: {error}") from None
+        try:
+            parsed = json.loads(text) if self._file.endswith(".json") else tomllib.loads(text.decode())
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f"log_config: {self._file}: {error}") from None
         if not isinstance(parsed, dict):
-            raise ValueError("it is not a table")
+            raise SettingsError(f"log_config: {self._file}: it is not a table")
         # Loggers that exist already are our own, and the app's: none of them is meant to fall silent.
-        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **parsed})
-    except (ValueError, TypeError, AttributeError, ImportError, RecursionError) as error:
-        raise SettingsError(f"log_config: {file}: {_with_cause(error)}") from None
-    if level is not None:
-        logger.setLevel(level)
+        return {"version": 1, "disable_existing_loggers": False, **parsed}
+
+    def _configure(self, config: dict[str, Any]) -> None:
+        logging.config.dictConfig(copy.deepcopy(config))  # which may take things out of it
+        if self._level is not None:
+            logger.setLevel(self._level)
 
 
 def _with_cause(error: BaseException) -> str:
     """What is wrong: dictConfig says where, and its cause says what."""
     return f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-
-
-def _reload_logging(file: str, level: str | None) -> None:
-    try:
-        _apply_log_config(file, level)
-    except SettingsError as error:
-        logger.error("%s: logging stays as it is", error)
-    else:
-        logger.info("Logging is configured anew by %s", file)
 
 
 def _raise_descriptor_limit() -> None:

@@ -8,7 +8,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -46,8 +46,8 @@ def load_app(name: str, *, call: bool = False, directory: str | None = None) -> 
     in a call with literal arguments, `shop.web:create_app("prod", debug=False)`: the object is a factory, and
     what it returns is the application. `call` means the same as `()` at the end.
 
-    `directory`, or else the working directory, is put at the front of `sys.path` if it is not on it, and
-    stays there.
+    `directory`, or else the working directory, is put at the front of `sys.path`, wherever else it stands
+    there already, and stays.
 
     Raises AppImportError, which names `name`, if that cannot be understood, if the directory, a module or an
     attribute is missing, if code of the application raises meanwhile or wants to exit, or if the result is
@@ -62,11 +62,16 @@ def load_app(name: str, *, call: bool = False, directory: str | None = None) -> 
         arguments = Arguments()
     _search(name, directory)
     found = _find(parsed)
-    if arguments is not None:
-        _check(name, check_factory, found)
+    if arguments is None:
+        with _refusing(name):
+            check_application(found, name)
+    else:
+        with _refusing(name):
+            check_factory(found)
         with _reporting(name, "calling it"):
             found = found(*arguments.positional, **arguments.keywords)
-    _check(name, check_application, found, "" if arguments is None else "it returned no application: ")
+        with _refusing(name, "it returned no application: "):
+            check_application(found)
     app: WSGIApplication = found
     return app
 
@@ -158,7 +163,7 @@ def _search(name: str, directory: str | None) -> None:
         exists = False
     if not exists:
         raise _problem(name, f"there is no directory {directory or os.curdir!r}")
-    if path not in sys.path:
+    if sys.path[:1] != [path]:
         sys.path.insert(0, path)
 
 
@@ -206,9 +211,11 @@ def _advice_for_module(module: ModuleType) -> str:
 # What goes wrong.
 
 
-def _check(name: str, check: Callable[[object], None], found: object, prefix: str = "") -> None:
+@contextmanager
+def _refusing(name: str, prefix: str = "") -> Iterator[None]:
+    """Raise AppImportError for what is found to be no application in the block."""
     try:
-        check(found)
+        yield
     except NotWSGIError as error:
         raise _problem(name, f"{prefix}{error}") from None
 

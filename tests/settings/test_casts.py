@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.settings.samples import BY_NAME
+from tests.settings.samples import ALL, BY_NAME
 from waitress_async.errors import SettingsError
 from waitress_async.settings import Settings
 from waitress_async.settings.casts import UNITS, expand_units, in_bytes
@@ -20,10 +20,14 @@ TIME = BY_NAME["channel_timeout"]
 # What each unit is, in that of its settings.
 FACTORS: dict[str, dict[str, int | Fraction]] = {
     "bytes": {
-        "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+        "B": 1, "byte": 1, "bytes": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
         "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
     },
-    "seconds": {"ms": Fraction(1, 1000), "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400},
+    "seconds": {
+        "ms": Fraction(1, 1000), "s": 1, "sec": 1, "second": 1, "seconds": 1,
+        "m": 60, "min": 60, "minute": 60, "minutes": 60,
+        "h": 3600, "hour": 3600, "hours": 3600, "d": 86_400, "day": 86_400, "days": 86_400,
+    },
 }  # fmt: skip
 
 
@@ -71,6 +75,14 @@ def test_lists(value: object) -> None:
 @pytest.mark.parametrize("value", ["::1 *", "::1,*", " ::1 , * ", ["::1", "*"], ("::1,*",)])
 def test_addresses_may_have_commas_between(value: object) -> None:
     assert Settings.from_keywords(trusted_proxy=value).trusted_proxy == ("::1", "*")
+
+
+@pytest.mark.parametrize(
+    "value", ["x-forwarded-for, x-forwarded-proto", ["x-forwarded-for,x-forwarded-proto"]]
+)
+def test_headers_may_have_commas_between(value: object) -> None:
+    settings = Settings.from_keywords(trusted_proxy="*", trusted_proxy_headers=value)
+    assert settings.trusted_proxy_headers == ("x-forwarded-for", "x-forwarded-proto")
 
 
 @pytest.mark.parametrize("value", [None, 5, b"a", ["a", 5], [["a"]], {"a": "b"}])
@@ -130,9 +142,13 @@ def test_times(text: object, number: float) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("5 parsecs", "'5 parsecs' is not in bytes, whose units are b, kb, mb, gb, tb, kib, mib, gib, tib"),
-        ("1.5 bytes", "'1.5 bytes' is not in bytes, whose units are b, kb, mb, gb, tb, kib, mib, gib, tib"),
-        ("10M", "'10M' is not in bytes, whose units are b, kb, mb, gb, tb, kib, mib, gib, tib"),
+        ("5 parsecs", "'5 parsecs' is not in bytes, whose units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"),
+        ("1.5 bytes", "1.5 is not a whole number"),
+        (
+            "5 sec",
+            "'5 sec' is not in bytes, whose units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB",
+        ),
+        ("10M", "'10M' is not in bytes, whose units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"),
         ("1.5b", "1.5 is not a whole number"),
         ("0.0001 KiB", "0.1024 is not a whole number"),
         ("-1KiB", "'-1KiB' is not a whole number"),
@@ -155,8 +171,8 @@ def test_what_is_no_size(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("5 parsecs", "'5 parsecs' is not in seconds, whose units are ms, s, m, min, h, d"),
-        ("1 KiB", "'1 KiB' is not in seconds, whose units are ms, s, m, min, h, d"),
+        ("5 parsecs", "'5 parsecs' is not in seconds, whose units are ms, s, min, h, d"),
+        ("1 KiB", "'1 KiB' is not in seconds, whose units are ms, s, min, h, d"),
         ("-1s", "'-1s' is not a number"),
         ("nan s", "'nan s' is not a number"),
         ("366d", "31622400.0 is more than 31536000"),
@@ -174,10 +190,14 @@ def test_other_numbers_have_no_units() -> None:
         Settings.from_keywords(threads="4 threads")
 
 
-def test_the_units_are_these() -> None:
-    assert {kind: set(units) for kind, units in UNITS.items()} == {
-        kind: {unit.lower() for unit in units} for kind, units in FACTORS.items()
-    }
+def test_what_is_printed_is_taken() -> None:
+    """A default of the reference and of --help, with its unit, is that default."""
+    numbers = [declaration for declaration in ALL if declaration.unit in UNITS]
+    assert len(numbers) > 10
+    for declaration in numbers:
+        assert declaration.convert(declaration.default_text) == declaration.default
+    assert SIZE.convert("1 byte") == 1
+    assert SIZE.convert(f"{SIZE.default} Bytes") == SIZE.default
 
 
 @given(
@@ -185,7 +205,7 @@ def test_the_units_are_these() -> None:
         st.tuples(
             st.decimals(0, 10**12, allow_nan=False, places=3) | st.integers(0, 10**15).map(Decimal),
             st.sampled_from(["", " "]),
-            st.integers(0, 8),
+            st.integers(0, 99),
             st.sampled_from([str.lower, str.upper, str]),
         ),
         min_size=1,

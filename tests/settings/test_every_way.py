@@ -47,7 +47,7 @@ class Ways:
         parser.read_string("\n".join(["[server:main]", *lines]))
         served: list[Settings] = []
         run = importlib.import_module("waitress_async.server.run")  # the name alone is its function
-        self._monkeypatch.setattr(run, "run", lambda _server, settings: served.append(settings))
+        self._monkeypatch.setattr(run, "run", lambda _server, settings, **_: served.append(settings))
         assert serve_paste(demo_app, {"here": "/"}, **parser["server:main"]) == 0
         return changed(served[0])
 

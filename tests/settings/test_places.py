@@ -12,8 +12,8 @@ from waitress_async.settings import (
     Settings,
     SystemdPlace,
     UnixPlace,
-    parse_listen,
 )
+from waitress_async.settings.places import parse_listen
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,11 @@ def test_entries(entry: str, place: Place) -> None:
     "entry",
     [
         "",
+        ":",
         ":80",
+        "80",
+        "8000:80",
+        "\uff18\uff10",
         "localhost:",
         "localhost:http",
         "localhost:-1",
@@ -96,6 +100,15 @@ def test_what_is_no_path_of_a_socket(path: str) -> None:
     if path:
         with pytest.raises(SettingsError, match=r"^unix_socket: .* is not a path, nor @ and a name$"):
             Settings.from_keywords(unix_socket=path)
+
+
+@pytest.mark.parametrize("entry", ["8000", ":8000"])
+def test_a_port_alone_gets_a_hint(entry: str) -> None:
+    """As a number alone it would be an address, 0.0.31.64."""
+    with pytest.raises(SettingsError, match=r"; for a port alone write \*:8000, or set port instead$"):
+        parse_listen(entry, 8080)
+    with pytest.raises(SettingsError, match=r" or systemd://NAME$"):
+        parse_listen(f"a:{entry}:", 8080)
 
 
 def test_a_bad_entry_is_found_at_once_and_named() -> None:
@@ -149,7 +162,9 @@ def test_a_host_may_have_brackets(host: str) -> None:
     assert Settings(host=host).places == (InternetPlace("::1", 8080),)
 
 
-@pytest.mark.parametrize("host", ["", "localhost:80", "[::1]:80", ":", "a b", "1::2::3", "unix:/a", "fd://3"])
+@pytest.mark.parametrize(
+    "host", ["", "8000", "localhost:80", "[::1]:80", ":", "a b", "1::2::3", "unix:/a", "fd://3"]
+)
 def test_what_is_not_a_host(host: str) -> None:
     with pytest.raises(SettingsError, match=r"^host: .* is not an address or a host name$"):
         Settings(host=host)

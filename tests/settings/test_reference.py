@@ -1,4 +1,4 @@
-"""docs/settings.md, held against the code."""
+"""Pages that are made of the source, held against it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.settings.command import isolate, printed_config
-from tests.settings.reference import PAGE, renewed
+from tests.settings.reference import MADE, PAGE, renewed
 from tests.settings.samples import ALL
-from waitress_async.settings import settings_reference
+from waitress_async.settings.reference import settings_reference
 
 
-def test_the_page_has_the_tables_of_the_declaration() -> None:
+@pytest.mark.parametrize("page", MADE, ids=lambda page: page.name)
+def test_a_page_has_the_tables_of_the_source(page: Path) -> None:
     """If not: python -m tests.settings.reference"""
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == renewed(page)
+    assert page.read_text(encoding="utf-8") == renewed(page)
 
 
 def test_a_row_for_each_setting_under_its_section() -> None:

@@ -305,6 +305,31 @@ def test_values_that_are_wrong_in_the_project(text: str, message: str) -> None:
     assert refusal({}) == f"pyproject.toml [tool.waitress_async]: {message}"
 
 
+@pytest.mark.parametrize("name", ["waitress_async", "waitress-async"])
+def test_both_spellings_of_our_name(name: str) -> None:
+    """One is imported, the other is installed."""
+    own(f"[tool.{name}]\nthreads = 9", file="pyproject.toml")
+    assert printed_config() == {"threads": (9, f"pyproject.toml [tool.{name}]")}
+    own("threads = 10", file=f"{name}.toml")
+    assert printed_config() == {"threads": (10, f"{name}.toml")}
+    own("[tool.waitress-async]\nthread = 8", file="pyproject.toml")
+    assert refusal({}).startswith("pyproject.toml [tool.waitress-async]: Unknown adjustment 'thread' ")
+
+
+def test_one_spelling_at_a_time() -> None:
+    own("[tool.waitress-async]\n[tool.waitress_async]", file="pyproject.toml")
+    assert refusal({}) == (
+        "pyproject.toml [tool.waitress_async] and pyproject.toml [tool.waitress-async]: "
+        "one of them only, for they are two names for the same"
+    )
+    own("", file="pyproject.toml")
+    own("")
+    own("", file="waitress-async.toml")
+    assert refusal({}).startswith("waitress_async.toml and waitress-async.toml: one of them only")
+    own("threads = 9", file="other.toml")
+    assert load({}, config="other.toml") == Settings(threads=9)  # which is instead of either
+
+
 def test_a_project_whose_settings_are_no_table() -> None:
     own("[tool]\nwaitress_async = 5", file="pyproject.toml")
     assert refusal({}) == "pyproject.toml [tool.waitress_async]: is not a table"

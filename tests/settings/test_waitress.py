@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from collections.abc import Iterator
 from itertools import combinations
@@ -12,7 +13,9 @@ import pytest
 from tests.settings.samples import BY_NAME
 from waitress_async.errors import SettingsError
 from waitress_async.settings import DECLARATIONS, Settings
-from waitress_async.settings.casts import Addresses, Mode, Prefix
+from waitress_async.settings.casts import CommaList, Mode, Prefix
+from waitress_async.settings.rules import PROXY_HEADERS
+from waitress_async.wsgi.proxy_headers import PROXY_FIELDS
 
 # Name, cast and default of each, as waitress has them.
 WAITRESS: dict[str, tuple[str, object]] = {
@@ -82,7 +85,8 @@ CASTS: dict[str, list[tuple[object, object]]] = {
 
 # On purpose: a type that takes more, or less, than waitress's.
 OTHER_TYPES: dict[str, object] = {
-    "trusted_proxy": Addresses,  # networks, and several of them
+    "trusted_proxy": CommaList,  # networks, and several of them
+    "trusted_proxy_headers": CommaList,  # with commas between them, as they are told elsewhere
     "trusted_proxy_count": int | None,  # that nothing is set can be said
     "url_scheme": Literal["http", "https"],
     "channel_timeout": float,
@@ -135,7 +139,7 @@ def test_only_what_differs_is_told_to_differ() -> None:
 @pytest.mark.parametrize(("name", "given", "expected"), CAST_CASES)
 def test_a_cast_is_that_of_waitress(name: str, given: object, expected: object) -> None:
     value: Any = BY_NAME[name].convert(given)
-    if BY_NAME[name].type == Addresses:
+    if name == "trusted_proxy":
         expected = [expected] if expected else []
     assert (list(value) if isinstance(value, tuple) else value) == expected
 
@@ -218,6 +222,25 @@ def test_values_that_waitress_refuses_too(options: dict[str, object], message: s
     with pytest.raises(SettingsError) as raised:
         Settings.from_keywords(**options)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(("one", "other"), [*combinations(["listen", "unix_socket", "sockets"], 2)])
+def test_the_constructor_takes_one_place_only(one: str, other: str, bound: socket.socket) -> None:
+    """Values are all that it knows, so those that are empty are not given."""
+    given: dict[str, Any] = {"listen": ("a:1",), "unix_socket": "/a", "sockets": (bound,)}
+    empty: dict[str, Any] = {"listen": (), "unix_socket": None, "sockets": ()}
+    with pytest.raises(SettingsError, match=f"(?=.*{one[:6]})(?=.*{other[:6]}).* may not be set if "):
+        Settings(**{one: given[one], other: given[other]})
+    with pytest.raises(SettingsError, match=" may not be set if "):
+        dataclasses.replace(Settings(**{one: given[one]}), **{other: given[other]})
+    Settings(**{one: given[one], other: empty[other]}, port=81)
+
+
+def test_the_proxy_headers_are_those_that_are_understood() -> None:
+    """They are named by the settings and by what reads them, neither of which imports the other."""
+    assert set(PROXY_HEADERS) == set(PROXY_FIELDS.values())
+    for header, key in [(header, key) for key, header in PROXY_FIELDS.items()]:
+        assert key == f"HTTP_{header.upper().replace('-', '_')}"
 
 
 def test_sockets_must_be_streams(bound: socket.socket) -> None:

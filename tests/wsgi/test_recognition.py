@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 from abc import ABC
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ T = TypeVar("T")
 SERVER = "an ASGI server such as uvicorn or hypercorn"
 WRAP = f"run it with {SERVER}, or wrap it in a2wsgi.ASGIMiddleware to serve it here"
 PLAIN = f"which nobody awaits here: write it with 'def', or run it with {SERVER} if it is an ASGI application"
+OTHERS = "and not environ and start_response: if it is a factory, give what it returns"
 HERE = __name__
 
 
@@ -49,6 +51,14 @@ def misleading(scope: Any, receive: Any) -> Any:
 
 
 def one_and_more(scope: Any, *rest: Any) -> Any:
+    raise Called
+
+
+def takes_defaults(a: Any = None, b: Any = None, c: Any = None) -> Any:
+    raise Called
+
+
+def takes_three(a: Any, b: Any, c: Any) -> Any:
     raise Called
 
 
@@ -105,6 +115,11 @@ class App:
 
     @classmethod
     async def from_class(cls, environ: Any, start_response: Any) -> Any:
+        raise Called
+
+
+class Mounted:
+    def __call__(self, app: Any, environ: Any, start_response: Any) -> Any:
         raise Called
 
 
@@ -233,8 +248,11 @@ APPS: Mapping[str, Any] = {
     "partial of a partial": functools.partial(functools.partial(wsgi)),
     "a partial with a call of its own": Partial(asgi),
     "partial of an instance": functools.partial(App()),
-    "method of an instance": types.MethodType(App(), "self"),
-    "method of a partial": types.MethodType(functools.partial(wsgi), "self"),
+    "partial of an instance that takes three": functools.partial(Mounted(), None),
+    "method of an instance": types.MethodType(Mounted(), "self"),
+    "method of a partial": types.MethodType(functools.partial(mounted, None), "self"),
+    "defaults": takes_defaults,
+    "one of three is given": functools.partial(takes_three, c=None),
     "wraps what is async": synchronous,
     "shows the signature of what is async": with_a_signature,
     "class that is an app": Response1,
@@ -331,6 +349,34 @@ REFUSED: Mapping[str, tuple[Any, str]] = {
         "an instance of django.core.handlers.asgi.ASGIHandler is an ASGI application: "
         "serve the one in the 'wsgi.py' beside its 'asgi.py' instead",
     ),
+    "factory": (unbound, f"the function {HERE}.unbound takes no arguments {OTHERS}"),
+    "one argument": (lambda a: None, f"the function {HERE}.<lambda> takes 1 argument {OTHERS}"),
+    "one of ASGI's names, and a default": (
+        lambda scope=None: None,
+        f"the function {HERE}.<lambda> is an ASGI application: {WRAP}",
+    ),
+    "three arguments": (takes_three, f"the function {HERE}.takes_three takes 3 arguments {OTHERS}"),
+    "three arguments and more": (
+        lambda a, b, c, *more: None,
+        f"the function {HERE}.<lambda> takes 3 arguments {OTHERS}",
+    ),
+    "partial that leaves one": (
+        functools.partial(wsgi, None),
+        f"an instance of functools.partial takes 1 argument {OTHERS}",
+    ),
+    "partial that has both": (
+        functools.partial(wsgi, None, None),
+        f"an instance of functools.partial takes no arguments {OTHERS}",
+    ),
+    "partial that has the first": (
+        functools.partial(one_and_more, scope=None),
+        f"an instance of functools.partial takes no arguments {OTHERS}",
+    ),
+    "instance of three arguments": (Mounted(), f"an instance of {HERE}.Mounted takes 3 arguments {OTHERS}"),
+    "method with one left": (
+        types.MethodType(functools.partial(wsgi), "self"),
+        f"an instance of method takes 1 argument {OTHERS}",
+    ),
     "class": (
         App,
         f"the class {HERE}.App is no application itself, for its instances are no iterables: "
@@ -354,6 +400,45 @@ def test_what_is_surely_none_is_refused(app: object, message: str) -> None:
     assert text.startswith(message)
     assert "\n" not in text
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("factory", "advice"),
+    [
+        (unbound, "write 'shop:make()' or give --call"),
+        (lambda debug=False: None, "write 'shop:make()' or give --call"),
+        (lambda name: None, "write 'shop:make(...)' with its arguments"),
+        (takes_three, "write 'shop:make(...)' with its arguments"),
+    ],
+)
+def test_the_command_is_told_how_to_call_a_factory(factory: object, advice: str) -> None:
+    with pytest.raises(NotWSGIError, match=rf": if it is a factory, {re.escape(advice)}$"):
+        check_application(factory, "shop:make")
+
+
+@given(
+    parameters=st.lists(st.sampled_from(["", " = None"]), max_size=5).map(sorted),
+    more=st.sampled_from(["", "*more"]),
+    given_before=st.integers(0, 3),
+    named=st.sets(st.sampled_from(["p0", "p1", "p2", "p3"])),
+)
+def test_it_is_refused_if_and_only_if_the_call_fails(
+    parameters: list[str], more: str, given_before: int, named: set[str]
+) -> None:
+    """Python itself is asked, by calling what this test has made."""
+    texts = [f"p{n}{default}" for n, default in enumerate(parameters)]
+    made: Any = eval(f"lambda {', '.join([*texts, more] if more else texts)}: 'called'")
+    known = named & {f"p{n}" for n in range(given_before, len(parameters))}
+    app = functools.partial(made, *range(given_before), **dict.fromkeys(known))
+    try:
+        works = app({}, None) == "called"
+    except TypeError:
+        works = False
+    if works:
+        check_application(app)
+    else:
+        with pytest.raises(NotWSGIError, match=r"takes (no|[0-9]+) arguments? and not environ"):
+            check_application(app)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ bytes is kept in between, and no cut can change what it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -19,6 +19,11 @@ from waitress_async.errors import ProxyProtocolError
 # Section 2 has headers fit a TCP segment that every host takes, 536 bytes, but a length of version 2 may say
 # 64 KiB. This has room for all that proxies add in practice, and is little enough to hold for a connection.
 MAX_HEADER_SIZE: Final = 4096
+
+# Of a line, with its CR LF (section 2.1).
+_MAX_LINE_SIZE: Final = 107
+
+_NO_LINE: Final = f"The line of the PROXY header is malformed, or longer than {_MAX_LINE_SIZE} bytes."
 
 _SIGNATURES: Final = {1: b"PROXY ", 2: b"\r\n\r\n\0\r\nQUIT\n"}
 
@@ -70,8 +75,9 @@ class ProxyHeaderReader:
         The caller consumes just these and never offers them again. All are taken while the header is
         incomplete, none once it is complete; there is no need to offer more than MAX_HEADER_SIZE bytes.
 
-        Raises ProxyProtocolError at the first byte that no header of an accepted version could have there.
-        The connection is to be closed then, and the reader not used again.
+        Raises ProxyProtocolError for what is no header of an accepted version: at the first byte by which it
+        begins like none, and for a line when that is whole, or longer than one may be. No cut changes which
+        error it is. The connection is to be closed then, and the reader not used again.
         """
         if self.complete:
             return 0
@@ -103,67 +109,43 @@ class ProxyHeaderReader:
 # -- version 1: a line of text (section 2.1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """What stands between two spaces."""
-
-    name: str
-    read: Callable[[str], str]
-    """Gives the canonical text, or raises ValueError."""
-
-    endings: Collection[str]
-    """Whatever can become a value does so with one of these."""
-
-    def parse(self, text: bytes) -> str:
-        try:
-            return self.read(text.decode("ascii"))
-        except ValueError:
-            raise self._malformed() from None
-
-    def check_begun(self, text: bytes) -> None:
-        """Refuse what no value begins with."""
-        for ending in self.endings:
-            try:
-                self.read(text.decode("ascii") + ending)
-            except ValueError:
-                continue
-            return
-        raise self._malformed()
-
-    def _malformed(self) -> ProxyProtocolError:
-        return ProxyProtocolError(f"The {self.name} in the PROXY header is malformed.")
-
-
-def _parse_line(start: bytes, read: Callable[[bytes, bool], ProxiedAddresses | None]) -> _Header | None:
-    """A line that `read` understands, given what came of it without its CR LF, and whether that is all."""
-    line, cr, rest = start.partition(b"\r")
-    addresses = read(line, bool(cr))
-    if not rest:
+def _parse_line(start: bytes, read: Callable[[bytes], ProxiedAddresses | None]) -> _Header | None:
+    """A line that `read` understands, given all of it but its CR LF. It is looked at when it is whole."""
+    end = start.find(b"\r", 0, _MAX_LINE_SIZE - 1)
+    if end < 0 and len(start) >= _MAX_LINE_SIZE - 1:
+        raise ProxyProtocolError(_NO_LINE)
+    if end < 0 or end + 1 == len(start):
         return None
-    if rest[:1] != b"\n":
+    if start[end + 1 : end + 2] != b"\n":
         raise ProxyProtocolError("The line of the PROXY header must end in CR LF; a bare CR was found.")
-    return _Header(len(line) + 2, addresses)
+    return _Header(end + 2, read(start[:end]))
 
 
-def _read_tcp(fields: Sequence[_Field], line: bytes, ended: bool) -> ProxiedAddresses | None:
-    """The fields bound the line: to 56 bytes for IPv4 and 104 for IPv6, as section 2.1 counts them."""
+def _read_tcp(address: Callable[[str], str], line: bytes) -> ProxiedAddresses:
+    readers: Mapping[str, Callable[[str], str]] = {
+        "source address": address,
+        "destination address": address,
+        "source port": _port,
+        "destination port": _port,
+    }
     texts = line.split(b" ")[2:]
-    whole = texts if ended else texts[:-1]
-    values = [field.parse(text) for field, text in zip(fields, whole, strict=False)]
-    if len(texts) > len(fields) or (ended and len(texts) < len(fields)):
+    values = []
+    for (name, read), text in zip(readers.items(), texts, strict=False):
+        try:
+            values.append(read(text.decode("ascii")))
+        except ValueError:
+            raise ProxyProtocolError(f"The {name} in the PROXY header is malformed.") from None
+    if len(texts) != len(readers):
         raise ProxyProtocolError("The PROXY header must hold two addresses and two ports, and nothing else.")
-    if not ended:
-        fields[len(whole)].check_begun(texts[-1])
-        return None
     source, destination, source_port, destination_port = values
     return ProxiedAddresses((source, int(source_port)), (destination, int(destination_port)))
 
 
-def _read_unknown(line: bytes, ended: bool) -> None:
-    """What follows UNKNOWN must be ignored (section 2.1), but a line is a line, and bounded."""
+def _read_unknown(line: bytes) -> None:
+    """What follows UNKNOWN must be ignored (section 2.1), but a line is a line."""
     rest = line.removeprefix(b"PROXY UNKNOWN")
-    if len(line) + len(b"\r\n") > 107 or b"\n" in rest or rest[:1] not in (b"", b" "):
-        raise ProxyProtocolError("The line of the PROXY header is malformed, or longer than 107 bytes.")
+    if b"\n" in rest or rest[:1] not in (b"", b" "):
+        raise ProxyProtocolError(_NO_LINE)
 
 
 def _ipv4(address: str | bytes) -> str:
@@ -191,20 +173,6 @@ def _port(text: str) -> str:
     return text
 
 
-def _endings(*samples: str) -> tuple[str, ...]:
-    """All ends of the samples, the empty one first."""
-    return tuple(sample[start:] for sample in samples for start in range(len(sample), -1, -1))
-
-
-def _tcp_fields(address: Callable[[str], str], endings: Collection[str]) -> Sequence[_Field]:
-    return (
-        _Field("source address", address, endings),
-        _Field("destination address", address, endings),
-        _Field("source port", _port, _endings("0")),
-        _Field("destination port", _port, _endings("0")),
-    )
-
-
 # -- version 2: sixteen bytes, a block of addresses, and TLVs (section 2.2)
 
 
@@ -230,7 +198,7 @@ def _parse_binary(start: bytes, block: Struct, text: Callable[[bytes], str]) -> 
 _Parse = Callable[[bytes], _Header | None]
 
 
-def _line(read: Callable[[bytes, bool], ProxiedAddresses | None]) -> _Parse:
+def _line(read: Callable[[bytes], ProxiedAddresses | None]) -> _Parse:
     return partial(_parse_line, read=read)
 
 
@@ -241,8 +209,8 @@ def _binary(block: str, text: Callable[[bytes], str] = _ipv4) -> _Parse:
 # What a header of each accepted kind begins with, and how it is parsed. None begins with another.
 _KINDS: Final[Mapping[int, Mapping[bytes, _Parse]]] = {
     1: {
-        b"PROXY TCP4 ": _line(partial(_read_tcp, _tcp_fields(_ipv4, _endings("0.0.0.0")))),
-        b"PROXY TCP6 ": _line(partial(_read_tcp, _tcp_fields(_ipv6_text, _endings("::", "0.0.0.0")))),
+        b"PROXY TCP4 ": _line(partial(_read_tcp, _ipv4)),
+        b"PROXY TCP6 ": _line(partial(_read_tcp, _ipv6_text)),
         b"PROXY UNKNOWN": _line(_read_unknown),
     },
     2: {

@@ -1,13 +1,8 @@
 """Every setting, declared once, and all the ways to give it."""
 
 from waitress_async.settings.command import COMMAND_DECLARATIONS, CommandSettings
-from waitress_async.settings.declaration import (
-    Declaration,
-    check_names,
-    convert_fields,
-    declarations_of,
-    setting,
-)
+from waitress_async.settings.declaration import Declaration
+from waitress_async.settings.other_servers import option_called
 from waitress_async.settings.peers import UNIX_PEER, Peers
 from waitress_async.settings.places import (
     DescriptorPlace,
@@ -15,15 +10,15 @@ from waitress_async.settings.places import (
     Place,
     SystemdPlace,
     UnixPlace,
-    parse_listen,
 )
-from waitress_async.settings.reference import settings_reference
+from waitress_async.settings.rules import LISTENING
 from waitress_async.settings.settings import DECLARATIONS, Settings
 from waitress_async.settings.sources import Given, read_configuration, read_sources
 
 __all__ = [
     "COMMAND_DECLARATIONS",
     "DECLARATIONS",
+    "LISTENING",
     "UNIX_PEER",
     "CommandSettings",
     "Declaration",
@@ -35,12 +30,7 @@ __all__ = [
     "Settings",
     "SystemdPlace",
     "UnixPlace",
-    "check_names",
-    "convert_fields",
-    "declarations_of",
-    "parse_listen",
+    "option_called",
     "read_configuration",
     "read_sources",
-    "setting",
-    "settings_reference",
 ]

@@ -16,15 +16,25 @@ Mode = NewType("Mode", int)
 # The beginning of a path, "" or "/" and no slash at the end.
 Prefix = NewType("Prefix", str)
 
-# A list of addresses and networks, of which None is the empty one.
-Addresses = NewType("Addresses", tuple[str, ...])
+# A list of what holds no comma, such as addresses: commas separate too. None is the empty one.
+CommaList = NewType("CommaList", tuple[str, ...])
 
-# What people write after a number, in lower case, and how many of the smallest of its kind it is.
+# The units of numbers, and how many of the smallest of its kind each is.
 UNITS: Final[dict[str, dict[str, int]]] = {
-    "bytes": {"b": 1}
-    | {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)}
-    | {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)},
-    "seconds": {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000},
+    "bytes": {"B": 1}
+    | {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
+    | {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
+    "seconds": {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000},
+}
+
+# What people write for them too, in lower case.
+_SPELLINGS: Final = {
+    **{unit.lower(): unit for units in UNITS.values() for unit in units},
+    **dict.fromkeys(("byte", "bytes"), "B"),
+    **dict.fromkeys(("sec", "second", "seconds"), "s"),
+    **dict.fromkeys(("m", "minute", "minutes"), "min"),
+    **dict.fromkeys(("hour", "hours"), "h"),
+    **dict.fromkeys(("day", "days"), "d"),
 }
 _ONE: Final = {"bytes": 1, "seconds": 1000}  # in the smallest
 _QUANTITY: Final = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))? ?([a-z]+) ?")
@@ -40,11 +50,14 @@ def expand_units(text: str, unit: str) -> object:
     if not parts or _QUANTITY.sub("", lower):
         return text
     units = UNITS[unit]
-    if any(suffix not in units for _, _, suffix in parts):
+    if any(_SPELLINGS.get(suffix) not in units for _, _, suffix in parts):
         raise ValueError(f"{text!r} is not in {unit}, whose units are {', '.join(units)}")
     # In whole numbers: 1.001 KB is 1001 bytes.
     places = max(len(decimals) for _, decimals, _ in parts)
-    total = sum(int(whole + decimals.ljust(places, "0")) * units[suffix] for whole, decimals, suffix in parts)
+    total = sum(
+        int(whole + decimals.ljust(places, "0")) * units[_SPELLINGS[suffix]]
+        for whole, decimals, suffix in parts
+    )
     one = _ONE[unit] * 10**places
     return total / one if total % one else total // one
 
@@ -52,7 +65,7 @@ def expand_units(text: str, unit: str) -> object:
 def in_bytes(number: int) -> str:
     """A number of bytes in the largest binary unit of which it is a whole number, for a reader."""
     for name in ("TiB", "GiB", "MiB", "KiB"):
-        size = UNITS["bytes"][name.lower()]
+        size = UNITS["bytes"][name]
         if number and not number % size:
             return f"{number // size} {name}"
     return f"{number} bytes"
@@ -128,10 +141,9 @@ def to_strings(value: object) -> tuple[str, ...]:
     raise ValueError(f"{value!r} is not a list of strings")
 
 
-def to_addresses(value: object) -> Addresses:
-    """Addresses and networks, which hold no comma: so those may separate them too."""
+def to_comma_list(value: object) -> CommaList:
     texts = () if value is None else to_strings(value)
-    return Addresses(to_strings(" ".join(texts).replace(",", " ")))
+    return CommaList(to_strings(" ".join(texts).replace(",", " ")))
 
 
 def to_sockets(value: object) -> tuple[socket.socket, ...]:
@@ -162,7 +174,7 @@ CASTS: Final[dict[object, Callable[[object], object]]] = {
     str | None: to_optional_str,
     Prefix: to_prefix,
     tuple[str, ...]: to_strings,
-    Addresses: to_addresses,
+    CommaList: to_comma_list,
     tuple[socket.socket, ...]: to_sockets,
     ssl.SSLContext | None: to_ssl_context,
 }

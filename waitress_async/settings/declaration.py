@@ -9,13 +9,14 @@ from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from waitress_async.errors import SettingsError
-from waitress_async.settings.casts import CASTS, UNITS, Addresses, Mode, expand_units, in_bytes
+from waitress_async.settings.casts import CASTS, UNITS, CommaList, Mode, expand_units, in_bytes
+from waitress_async.settings.other_servers import option_called
 
 T = TypeVar("T")
 
 VARIABLE_PREFIX: Final = "WAITRESS_ASYNC_"
 
-_LISTS: Final = (tuple[str, ...], Addresses)
+_LISTS: Final = (tuple[str, ...], CommaList)
 
 
 def setting(default: T, **about: Any) -> T:
@@ -116,13 +117,21 @@ def declarations_of(settings: type) -> tuple[Declaration, ...]:
 
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise SettingsError, with the nearest known name, for the first that is none of `known`."""
+    """Raise SettingsError, with what may be meant, for the first of `names` that is none of `known`."""
     all_known = list(known)
     for name in names:
         if name not in all_known:
-            nearest = get_close_matches(name, all_known, 1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            raise SettingsError(f"Unknown adjustment {name!r}{hint}")
+            raise SettingsError(f"Unknown adjustment {name!r}{_hint(name, all_known)}")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    def spell(setting: str) -> str:
+        return f"{setting!r}" if setting in known else f"{setting!r} of the command"
+
+    if (option := option_called(name)) is not None:
+        return f" ({option.advice(spell)})"
+    nearest = get_close_matches(name, known, 1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def convert_fields(settings: Any, declarations: Iterable[Declaration]) -> None:

@@ -39,6 +39,7 @@ Place = InternetPlace | UnixPlace | DescriptorPlace | SystemdPlace
 _INTERNET: Final = re.compile(
     r"(?:\[(?P<ipv6>[^\x00-\x20\x7f\[\]]+)\]|(?P<name>[^\x00-\x20\x7f/:\[\]]+))(?::(?P<port>[0-9]{1,5}))?"
 )
+_PORT_ALONE: Final = re.compile(r":?([0-9]{1,5})")
 _DESCRIPTOR: Final = re.compile(r"fd://([0-9]{1,9})")
 _SYSTEMD: Final = re.compile(r"systemd://([!-9;-~]{0,255})")
 _UNIX: Final = "unix:"
@@ -62,9 +63,11 @@ def parse_listen(entry: str, default_port: int) -> Place:
     match = _INTERNET.fullmatch(entry)
     port = int(match["port"] or default_port) if match else -1
     if match is None or port > 65535 or not _is_host(match):
+        port_alone = _PORT_ALONE.fullmatch(entry)
+        hint = f"; for a port alone write *:{port_alone[1]}, or set port instead" if port_alone else ""
         raise SettingsError(
             f"Invalid host/port specified. {entry!r} is not HOST, HOST:PORT, [IPV6], [IPV6]:PORT, "
-            "unix:PATH, fd://NUMBER or systemd://NAME"
+            f"unix:PATH, fd://NUMBER or systemd://NAME{hint}"
         )
     return InternetPlace(match["ipv6"] or match["name"], port)
 
@@ -100,6 +103,7 @@ def _is_host(match: re.Match[str]) -> bool:
             socket.inet_pton(socket.AF_INET6, address)
         else:
             match["name"].encode("idna")  # as getaddrinfo() will do
+            return not match["name"].isdigit()  # 8000 would be 0.0.31.64
     except (OSError, ValueError):
         return False
     return True

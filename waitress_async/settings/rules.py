@@ -6,7 +6,7 @@ The texts that waitress has are its own, for who looks for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Final
 
 from waitress_async.errors import SettingsError
@@ -20,6 +20,9 @@ EXCLUSIONS: Final[tuple[tuple[str, frozenset[str], str], ...]] = (
     ("unix_socket", frozenset({"host", "port"}), "unix_socket may not be set if host or port is set"),
     ("unix_socket", frozenset({"listen"}), "unix_socket may not be set if listen is set"),
 )
+
+# All that say where to listen.
+LISTENING: Final = frozenset(name for one, others, _ in EXCLUSIONS for name in (one, *others))
 
 PROXY_HEADERS: Final = frozenset(
     {
@@ -35,11 +38,28 @@ PROXY_HEADERS: Final = frozenset(
 _PRINTABLE: Final = re.compile(r"[!-~\xa1-\xff](?:[ -~\xa1-\xff]*[!-~\xa1-\xff])?")
 
 
-def check_exclusions(names: Container[str]) -> None:
+def check_exclusions(names: Collection[str]) -> None:
     """Raise SettingsError if two of `names` exclude each other."""
     for one, others, message in EXCLUSIONS:
-        if one in names and any(other in names for other in others):
+        if one in names and not others.isdisjoint(names):
             raise SettingsError(message)
+
+
+def excluded_by(names: Collection[str]) -> set[str]:
+    """The settings that may not stand beside one of `names`."""
+    excluded: set[str] = set()
+    for one, others, _ in EXCLUSIONS:
+        if one in names:
+            excluded |= others
+        if not others.isdisjoint(names):
+            excluded.add(one)
+    return excluded
+
+
+def check_one_place(listen: object, unix_socket: object, sockets: object) -> None:
+    """As `check_exclusions`, where only values are known. Host and port always have one."""
+    values = {"listen": listen, "unix_socket": unix_socket, "sockets": sockets}
+    check_exclusions([name for name, value in values.items() if value])
 
 
 def check_families(ipv4: bool, ipv6: bool) -> None:

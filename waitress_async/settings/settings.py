@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from waitress_async.errors import SettingsError
-from waitress_async.settings.casts import Addresses, Mode, Prefix
+from waitress_async.settings.casts import CommaList, Mode, Prefix
 from waitress_async.settings.command import COMMAND_DECLARATIONS
 from waitress_async.settings.declaration import (
     Declaration,
@@ -38,6 +38,7 @@ from waitress_async.settings.places import (
 from waitress_async.settings.rules import (
     check_exclusions,
     check_families,
+    check_one_place,
     check_prefix,
     check_prefixes,
     check_printable,
@@ -141,8 +142,8 @@ class Settings:
         help="New connections that the system holds until they are accepted.",
         section=_LISTENING,
     )
-    trusted_proxy: Addresses = setting(
-        Addresses(()),
+    trusted_proxy: CommaList = setting(
+        CommaList(()),
         unit="peers",
         check=Peers.parse,
         help="Peers whose proxy headers are believed: addresses, networks (10.0.0.0/8), * for all, "
@@ -156,13 +157,13 @@ class Settings:
         help="Proxies in a row that are trusted, counted from this server; none is 1.",
         section=_PROXIES,
     )
-    trusted_proxy_headers: tuple[str, ...] = setting(
-        (),
+    trusted_proxy_headers: CommaList = setting(
+        CommaList(()),
         unit="headers",
         check=check_proxy_headers,
         help="Headers that are believed: forwarded, or any of x-forwarded-for, x-forwarded-host, "
         "x-forwarded-proto, x-forwarded-port, x-forwarded-by. With a trusted_proxy, none means "
-        "x-forwarded-proto.",
+        "x-forwarded-proto. Several are separated by spaces or commas.",
         section=_PROXIES,
     )
     clear_untrusted_proxy_headers: bool = setting(
@@ -180,8 +181,8 @@ class Settings:
         help="PROXY header that begins each connection from proxy_protocol_from; auto is either version.",
         section=_PROXIES,
     )
-    proxy_protocol_from: Addresses = setting(
-        Addresses(("127.0.0.0/8", "::1", UNIX_PEER)),
+    proxy_protocol_from: CommaList = setting(
+        CommaList(("127.0.0.0/8", "::1", UNIX_PEER)),
         unit="peers",
         check=Peers.parse,
         help="Peers that send a PROXY header, written as in trusted_proxy. From all others none is accepted.",
@@ -543,6 +544,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         convert_fields(self, DECLARATIONS)
+        check_one_place(self.listen, self.unix_socket, self.sockets)
         check_families(self.ipv4, self.ipv6)
         check_proxy_settings(self.trusted_proxy, self.trusted_proxy_count, self.trusted_proxy_headers)
         check_tls(
@@ -563,7 +565,7 @@ class Settings:
 
         A string is cast to the setting's type: numbers in decimal, with a unit if the setting has one
         (`512KiB`, `2m`); `true t yes y on 1` and `false f no n off 0`; permissions in octal; lists are split
-        at white space. A bool is not a number.
+        at white space, those of peers and headers at commas too. A bool is not a number.
 
         Raises SettingsError for an unknown name (with the nearest known one), for a bad value, and for
         settings that exclude each other, whatever their values.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from waitress_async.errors import SettingsError
 from waitress_async.settings.declaration import VARIABLE_PREFIX, Declaration, check_names
-from waitress_async.settings.rules import EXCLUSIONS, check_exclusions
+from waitress_async.settings.rules import LISTENING, check_exclusions, excluded_by
 
 PROJECT_FILE: Final = "pyproject.toml"
-PROJECT_TABLE: Final = "[tool.waitress_async]"
-OWN_FILE: Final = "waitress_async.toml"
+# As it is imported, and as it is installed.
+PROJECT_TABLES: Final = ("waitress_async", "waitress-async")
+OWN_FILES: Final = ("waitress_async.toml", "waitress-async.toml")
 CONFIG_VARIABLE: Final = VARIABLE_PREFIX + "CONFIG"
 
 # Of a configuration file. Somebody's log given by mistake must not fill the memory.
@@ -23,9 +24,9 @@ _MOST_BYTES: Final = 1_048_576
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value, cast and checked, and who gave it."""
+    """A value, and who gave it."""
 
-    value: object
+    value: object  # as somebody wrote it, or cast already; the settings that are made of it cast and check it
     origin: str  # as a person calls it: a file, a variable, a flag
 
 
@@ -39,12 +40,14 @@ def read_sources(
     config: str | None,
     environ: Mapping[str, str],
     keywords: Mapping[str, Given],
+    passed: Mapping[str, Given] | None = None,
 ) -> Values:
     """What is given for `declarations`, and by whom. A later source wins:
 
     `[tool.waitress_async]` in `directory`/pyproject.toml; `directory`/waitress_async.toml, or the file
     `config`; the variables `WAITRESS_ASYNC_*`; `keywords`. What says where to listen replaces what an
-    earlier source says in another way. `$PORT` is the default of `port`, for nobody who says where to listen.
+    earlier source says in another way. If none says so, `passed` does. `$PORT` is the default of `port`,
+    unless that, or another way to say where to listen, is given by then.
 
     Raises SettingsError, which names the source and the setting. Reads files: not for the loop's thread.
     """
@@ -57,11 +60,13 @@ def read_sources(
         keywords,
     ):
         _check_exclusions(source)
-        for excluded in _excluded_by(source):
+        for excluded in excluded_by(source):
             result.pop(excluded, None)
         result.update(source)
+    if passed and LISTENING.isdisjoint(result):
+        result.update(passed)
     port = environ.get("PORT")
-    if port and "port" in by_name and not (_excluded_by(["port"]) | {"port"}) & result.keys():
+    if port and not (excluded_by(["port"]) | {"port"}) & result.keys():
         result["port"] = _convert(by_name["port"], port, "$PORT")
     return result
 
@@ -70,33 +75,28 @@ def _check_exclusions(source: Mapping[str, Given]) -> None:
     try:
         check_exclusions(source)
     except SettingsError as error:
-        about = [name for name in source if _excluded_by([name]) & source.keys()]
+        about = [name for name in source if excluded_by([name]) & source.keys()]
         origins = dict.fromkeys(source[name].origin for name in about)
         raise SettingsError(f"{', '.join(origins)}: {error}") from None
 
 
-def _excluded_by(names: Iterable[str]) -> set[str]:
-    """The settings that may not stand beside one of `names`."""
-    excluded: set[str] = set()
-    for one, others, _ in EXCLUSIONS:
-        if one in names:
-            excluded |= others
-        if others & set(names):
-            excluded.add(one)
-    return excluded
-
-
 def _of_project(by_name: Mapping[str, Declaration], path: Path) -> Values:
-    origin = f"{PROJECT_FILE} {PROJECT_TABLE}"
-    table = (_read_toml(path) if path.is_file() else {}).get("tool", {})
-    return _of_table(by_name, table.get("waitress_async", {}) if isinstance(table, dict) else {}, origin)
+    tools = (_read_toml(path) if path.is_file() else {}).get("tool", {})
+    tables = {f"{PROJECT_FILE} [tool.{name}]": name for name in PROJECT_TABLES}
+    origin = _only([origin for origin, name in tables.items() if isinstance(tools, dict) and name in tools])
+    return _of_table(by_name, tools[tables[origin]], origin) if origin else {}
 
 
 def _of_own_file(by_name: Mapping[str, Declaration], directory: Path, config: str | None) -> Values:
-    if config is not None:
-        return _of_table(by_name, _read_toml(directory / config), config)
-    path = directory / OWN_FILE
-    return _of_table(by_name, _read_toml(path), OWN_FILE) if path.is_file() else {}
+    name = config or _only([file for file in OWN_FILES if (directory / file).is_file()])
+    return _of_table(by_name, _read_toml(directory / name), name) if name else {}
+
+
+def _only(found: Sequence[str]) -> str | None:
+    """What is found under one of its two names, if it is. Raises SettingsError for both."""
+    if len(found) > 1:
+        raise SettingsError(f"{' and '.join(found)}: one of them only, for they are two names for the same")
+    return found[0] if found else None
 
 
 def _of_table(by_name: Mapping[str, Declaration], table: object, origin: str) -> Values:

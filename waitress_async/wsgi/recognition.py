@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_VARARGS
+from sys import maxsize
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, TypeGuard
 
@@ -24,12 +25,12 @@ _DJANGO_ADVICE: Final = "serve the one in the 'wsgi.py' beside its 'asgi.py' ins
 _DEPTH: Final = 32
 
 
-def check_application(app: object) -> None:
+def check_application(app: object, name: str = "") -> None:
     """Refuse what is surely no WSGI application (PEP 3333), in any thread and without calling it.
 
-    That is what cannot be called, what gives a coroutine or an async generator, an ASGI application of either
-    version, and a class that is not one itself because its instances cannot be iterated. Everything else
-    passes.
+    That is what cannot be called, or not with two arguments, what gives a coroutine or an async generator, an
+    ASGI application of either version, and a class that is not one itself because its instances cannot be
+    iterated. Everything else passes. `name` is what the command was given for `app`, if that is no call.
 
     Raises NotWSGIError. Its message is one sentence that says what `app` is, and what to use instead.
     """
@@ -41,6 +42,8 @@ def check_application(app: object) -> None:
     if call is not None and call.is_asgi:
         raise NotWSGIError(_asgi(app, f"{_named(app)} is an ASGI application"))
     _check_sync(call)
+    if call is not None and not call.required <= 2 <= call.accepted:
+        raise NotWSGIError(_other_arguments(app, call, name))
 
 
 def check_factory(factory: object) -> None:
@@ -77,11 +80,31 @@ class _PythonCall:
     def is_asgi(self) -> bool:
         """Whether it is one of ASGI 3, or the first half of one of ASGI 2, by the names that the ASGI
         specification gives to the parameters. Either way two positional arguments are not what it takes."""
-        names = self.code.co_varnames[: self.code.co_argcount]
-        required = names[: len(names) - len(self.function.__defaults__ or ())]
-        if self._left_of(required) == ("scope", "receive", "send"):
+        if self._left_of(self._without_default) == ("scope", "receive", "send"):
             return True
-        return self._left_of(names) == ("scope",) and not self.code.co_flags & CO_VARARGS
+        return self._left_of(self._positional) == ("scope",) and not self.code.co_flags & CO_VARARGS
+
+    @property
+    def required(self) -> int:
+        """How many positional arguments the caller has to give."""
+        return len(self._left_of(self._without_default))
+
+    @property
+    def accepted(self) -> int:
+        """How many positional arguments the caller may give: up to a parameter that has its value already."""
+        left = self._positional[self.bound :]
+        for number, name in enumerate(left):
+            if name in self.keywords:
+                return number
+        return maxsize if self.code.co_flags & CO_VARARGS else len(left)
+
+    @property
+    def _positional(self) -> tuple[str, ...]:
+        return self.code.co_varnames[: self.code.co_argcount]
+
+    @property
+    def _without_default(self) -> tuple[str, ...]:
+        return self._positional[: self.code.co_argcount - len(self.function.__defaults__ or ())]
 
     def _left_of(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in names[self.bound :] if name not in self.keywords)
@@ -127,6 +150,18 @@ def _check_sync(call: _PythonCall | None) -> None:
             f"{_path(call.function)} is {kind}, which nobody awaits here: write it with 'def', "
             f"or run it with {_ASGI_SERVER} if it is an ASGI application"
         )
+
+
+def _other_arguments(app: object, call: _PythonCall, name: str) -> str:
+    number = call.required if call.required > 2 else call.accepted
+    takes = f"{number or 'no'} argument{'' if number == 1 else 's'}"
+    if not name:
+        advice = "give what it returns"
+    elif call.required:
+        advice = f"write '{name}(...)' with its arguments"
+    else:
+        advice = f"write '{name}()' or give --call"
+    return f"{_named(app)} takes {takes} and not environ and start_response: if it is a factory, {advice}"
 
 
 def _check_class(cls: type) -> None:
