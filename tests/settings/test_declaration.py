@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.settings.samples import ALL, BY_NAME, SAMPLES, TEXTUAL
+from tests.settings.samples import ALL, BY_NAME, COMPANIONS, SAMPLES
 from waitress_async.errors import SettingsError, WaitressAsyncError
 from waitress_async.settings import COMMAND_DECLARATIONS, CommandSettings, Declaration, Settings
 
@@ -22,8 +22,8 @@ def make(declaration: Declaration, value: object) -> object:
     options: dict[str, Any] = {declaration.name: value}
     if declaration in COMMAND_DECLARATIONS:
         return getattr(CommandSettings(**options), declaration.name)
-    if declaration.name.startswith("trusted_proxy_"):
-        options["trusted_proxy"] = "*"
+    for companion in COMPANIONS.get(declaration.name, ()):
+        options[companion] = SAMPLES[companion][0]
     return getattr(Settings.from_keywords(**options), declaration.name)
 
 

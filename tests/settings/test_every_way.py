@@ -124,7 +124,8 @@ def test_every_setting_by_every_way(
 
 
 def test_sockets_are_by_keyword_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [declaration.name for declaration in BY_NAME.values() if declaration.keyword_only] == ["sockets"]
+    objects = [declaration.name for declaration in BY_NAME.values() if declaration.keyword_only]
+    assert objects == ["sockets", "ssl_context"]
     isolate(monkeypatch, tmp_path)
     assert "No such option" in invoke("--sockets=3", "--print-config").stderr
     monkeypatch.setenv("WAITRESS_ASYNC_SOCKETS", "3")
