@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.settings.samples import ALL, BY_NAME, COMPANIONS, SAMPLES
+from tests.settings.samples import ALL, BY_NAME, COMPANIONS, SAMPLES, TEXTUAL
 from waitress_async.errors import SettingsError, WaitressAsyncError
 from waitress_async.settings import COMMAND_DECLARATIONS, CommandSettings, Declaration, Settings
 
