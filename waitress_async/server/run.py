@@ -50,9 +50,9 @@ def run(
 ) -> None:
     """Run `server`, which is new, on a loop of its own, in any thread. In the main one signals stop it.
 
-    `notifier` is told how it goes, and closed. `reload()` is called in a thread when SIGHUP comes; it must
-    not raise. Raises SettingsError for a loop that is not installed, OSError, and RuntimeError where a loop
-    runs already.
+    `notifier` is told how it goes, and closed. On SIGHUP certificates are loaded anew, and `reload()` is
+    called in a thread; it must not raise. Raises SettingsError for a loop that is not installed, OSError, and
+    RuntimeError where a loop runs already.
     """
     _check_no_loop_runs()
     with (
@@ -127,14 +127,20 @@ class _Manager:
             self._notifier.stopping("Finishing the requests in flight")
         self._status = ""
 
-    async def reload(self, reload: Callable[[], object]) -> None:
+    async def reload(self, server: Server, reload: Callable[[], object] | None) -> None:
         """Reload, and tell of it if it serves: one that begins before is part of the start."""
         notifier = self._notifier if self._status else None
         if notifier is not None:
             notifier.reloading("Reloading")
-        await in_thread(Wakeup(asyncio.get_running_loop()), "waitress_async-reload", reload)
+        if reload is not None:
+            await in_thread(Wakeup(asyncio.get_running_loop()), "waitress_async-reload", reload)
+        await server.reload()
         if notifier is not None and self._status:
             notifier.ready(self._status)
+
+    def can_reload(self, reload: Callable[[], object] | None) -> bool:
+        """Whether SIGHUP means anything. Where there is a service manager it must at least not be the end."""
+        return reload is not None or self._notifier is not None or self._settings.speaks_tls
 
     def _feed_watchdog(self) -> None:
         notifier = self._notifier
@@ -158,7 +164,7 @@ def _signals(
     """`stop_signals` stop the server, once gracefully, twice at once; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     signalled = False
-    reloading: asyncio.Task[None] | None = None
+    hung_up = asyncio.Event()
 
     def stop() -> None:
         nonlocal signalled
@@ -166,14 +172,16 @@ def _signals(
         server.request_stop(0 if signalled else None)
         signalled = True
 
-    def hang_up() -> None:
-        nonlocal reloading
-        if reload is not None and (reloading is None or reloading.done()):
-            reloading = loop.create_task(manager.reload(reload))
+    async def reload_when_hung_up() -> None:
+        while await hung_up.wait():
+            hung_up.clear()  # before it is begun: what changes meanwhile is told of by another signal
+            await manager.reload(server, reload)
 
-    handlers = dict.fromkeys(stop_signals, stop)
-    if reload is not None:
-        handlers["SIGHUP"] = hang_up
+    handlers: dict[str, Callable[[], None]] = dict.fromkeys(stop_signals, stop)
+    reloading = None
+    if manager.can_reload(reload):
+        handlers["SIGHUP"] = hung_up.set
+        reloading = loop.create_task(reload_when_hung_up())
     handled = []
     try:
         for name, handler in handlers.items():

@@ -284,6 +284,18 @@ class Server:
             raise SettingsError("there is no certificate to load: the server does not speak TLS")
         self._tls.reload()
 
+    async def reload(self) -> None:
+        """Have `reload_tls` called, where TLS is spoken, in a thread; the log says how that went."""
+        if self._tls is None or self._wakeup is None:
+            return
+        try:
+            await in_thread(self._wakeup, "waitress_async-reload", self._tls.reload)
+        except (OSError, SettingsError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._runtime.log.log(logging.ERROR, "Certificates stay as they are: %s", reason)
+        else:
+            self._log("Certificates are loaded anew, for new connections")
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
