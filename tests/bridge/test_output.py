@@ -127,6 +127,7 @@ class Side:
         self.waits = 0
         self.promised = 0
         self.on_promise: Callable[[], object] = bool
+        self.told: list[Callable[[], object]] = []  # what the app would be told
         self.closed: list[str] = []
         self.store = OutputStore(
             overflow=high if overflow is None else overflow,
@@ -135,6 +136,7 @@ class Side:
             spool=spool,
             waiting=self._waiting,
             promise=self._promise,
+            tell=self.told.append,
         )
         self.output = Output(Wakeup(self.loop), self._on_ready, self.store)
         self.output.begin(HEAD, None)
@@ -1413,6 +1415,7 @@ def test_bytes_out_are_bytes_in(
             spool=spool,
             waiting=contextlib.nullcontext,
             promise=lambda task: task,
+            tell=bool,
         )
         output = Output(Wakeup(loop), pump, store)
         writer = Writer(lambda: write(output))

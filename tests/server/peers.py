@@ -30,7 +30,14 @@ _IP_BIND_ADDRESS_NO_PORT = 24  # ip(7); the socket module has it since 3.12
 X_FORWARDED = "x-forwarded-for x-forwarded-host x-forwarded-proto x-forwarded-port x-forwarded-by"
 
 # Objects of the server's own, of which only the presence can be compared.
-_OBJECTS = ("wsgi.input", "wsgi.errors", "waitress.client_disconnected", "waitress_async.spool")
+_OBJECTS = (
+    "wsgi.input",
+    "wsgi.errors",
+    "waitress.client_disconnected",
+    "waitress_async.on_disconnect",
+    "waitress_async.shutting_down",
+    "waitress_async.spool",
+)
 
 
 class Recorder:

@@ -85,7 +85,7 @@ async def test_an_app_that_is_never_behind_does_not_hold_the_loop() -> None:
     connection.next_event()
     wakeup = Wakeup(asyncio.get_running_loop())
     log = LogThread(wakeup)
-    store = OutputStore(1, 1, BufferMemory(1_000_000), Spool(), nullcontext, lambda task: task)
+    store = OutputStore(1, 1, BufferMemory(1_000_000), Spool(), nullcontext, lambda task: task, bool)
     sender = Sender(Greedy(), connection, DefaultFields(None), store, log, lambda _whole: None)
     source = Endless()
     sender.expect(source)
