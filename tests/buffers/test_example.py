@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_example_runs() -> None:
-    command = [sys.executable, "-X", "dev", "-W", "error", str(ROOT / "examples" / "reader_alone.py")]
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / "reader_alone.py")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=30, check=False, env={"PYTHONPATH": str(ROOT)}
     )

@@ -317,7 +317,7 @@ def test_a_disk_quota(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     done = subprocess.run(
-        [sys.executable, "-B", "-X", "dev", "-W", "error", "-c", program, str(tmp_path)],
+        [sys.executable, "-B", "-W", "error", "-c", program, str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -32,8 +32,6 @@ class Command:
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                "-X",
-                "dev",
                 "-m",
                 "waitress_async",
                 "--host=127.0.0.1",

@@ -135,7 +135,7 @@ def test_django(start: Start, session: requests.Session, tmp_path: Path, validat
 
 def run_embedded(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "examples/embedded.py", *arguments],
+        [sys.executable, "-W", "error", "examples/embedded.py", *arguments],
         cwd=ROOT,
         env={**environment(), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

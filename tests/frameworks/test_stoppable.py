@@ -158,7 +158,7 @@ def test_a_start_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_it_is_an_example() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "examples/stoppable.py"],
+        [sys.executable, "-W", "error", "examples/stoppable.py"],
         cwd=ROOT,
         env={**environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -522,7 +522,7 @@ print("returned", flush=True)
 def test_a_signal(loop: str, thread: str, handler: str, printed: str, number: signal.Signals) -> None:
     """In the main thread `run()` returns; in another the program's own handler is called and may close it."""
     with subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM, loop, thread, handler],
+        [sys.executable, "-W", "error", "-c", PROGRAM, loop, thread, handler],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
