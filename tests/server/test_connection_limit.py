@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import ServeInThread
-from tests.server.support import Client, eventually, hello, request, server_threads
+from tests.server.support import Client, GatedApp, eventually, hello, request, server_threads
 
 REACHED = "total open connections reached the connection limit"
 DROPPED = "total open connections dropped below the connection limit"
@@ -25,30 +25,37 @@ def is_silent(client: Client) -> bool:
 
 
 def test_at_the_limit_accepting_pauses_and_then_resumes(
-    serve_in_thread: ServeInThread, caplog: pytest.LogCaptureFixture
+    serve_in_thread: ServeInThread, gated: GatedApp, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Where all are busy. Of those that are idle see test_load."""
     caplog.set_level(logging.INFO, "waitress_async")
-    server = serve_in_thread(hello, connection_limit=2)
+    server = serve_in_thread(gated, connection_limit=2)
 
     def logged(text: str) -> int:
         return sum(text in record.getMessage() for record in list(caplog.records))
 
     with Client(server.address) as first, Client(server.address) as second:
-        assert first.get().status == second.get().status == 200
-        eventually(lambda: logged(REACHED) == 1, "it was said that the limit is reached")
+        first.send(request("/first"))
+        second.send(request("/second"))
+        gated.wait_entered(2)
+        assert logged(REACHED) == 0
         with Client(server.address) as third:  # the system's backlog takes it
-            third.send(request())
+            third.send(request("/third"))
+            eventually(lambda: logged(REACHED) == 1, "it was said that the limit is reached")
             assert is_silent(third)
-            assert first.get().status == 200  # those inside are served as before
+            assert gated.entered == ["/first", "/second"]
             assert logged(DROPPED) == 0
-            first.sock.close()
-            assert third.receive().status == 200
+            first.reset()
             eventually(lambda: logged(DROPPED) == 1, "it was said that there is room again")
+            gated.wait_entered(3)
             with Client(server.address) as fourth:
-                fourth.send(request())
+                fourth.send(request("/fourth"))
                 assert is_silent(fourth)
                 second.reset()
-                assert fourth.receive().status == 200
+                gated.wait_entered(4)
+                gated.let_go(4)
+                for client, path in ((third, b"/third"), (fourth, b"/fourth")):
+                    assert client.receive().body == path
     levels = {record.levelno for record in caplog.records if REACHED in record.getMessage()}
     assert levels == {logging.WARNING}
 
@@ -68,22 +75,24 @@ class OneAtATime(socket.socket):
 @pytest.mark.parametrize("kind", [socket.socket, OneAtATime], ids=["in bursts", "one at a time"])
 @pytest.mark.parametrize("limit", [1, 3, 20])
 def test_every_connection_up_to_the_limit_is_served(
-    serve_in_thread: ServeInThread, limit: int, kind: Callable[[], socket.socket]
+    serve_in_thread: ServeInThread, gated: GatedApp, limit: int, kind: Callable[[], socket.socket]
 ) -> None:
     """None is counted twice while it is on its way, or room would be taken by nobody until one is lost."""
     sock = kind()
     sock.bind(("127.0.0.1", 0))
-    server = serve_in_thread(hello, connection_limit=limit, sockets=[sock])
+    server = serve_in_thread(gated, connection_limit=limit, sockets=[sock], threads=limit)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(server.address)) for _ in range(limit)]
         for client in clients:
             client.sock.settimeout(5)
             client.send(request())
-        for client in clients:
-            assert client.receive().status == 200
+        gated.wait_entered(limit)
         late = stack.enter_context(Client(server.address))
-        late.send(request())
+        late.send(request("/late"))
         assert is_silent(late)
+        gated.let_go(limit + 1)
+        for client in (*clients, late):
+            assert client.receive().status == 200
 
 
 def test_a_burst_is_served_in_the_end(serve_in_thread: ServeInThread) -> None:
@@ -140,14 +149,21 @@ def test_a_server_stops_while_it_cannot_accept(serve_in_thread: ServeInThread) -
 
 
 def test_the_limit_keeps_below_the_descriptors(
-    serve_in_thread: ServeInThread, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    serve_in_thread: ServeInThread,
+    gated: GatedApp,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (106, 106))
-    server = serve_in_thread(hello, connection_limit=500)
+    server = serve_in_thread(gated, connection_limit=500)
     eventually(lambda: "connection_limit 500 lowered to 2 " in caplog.text, "it was said")
     with Client(server.address) as first, Client(server.address) as second, Client(server.address) as third:
-        assert first.get().status == second.get().status == 200
-        third.send(request())
+        for client in (first, second, third):
+            client.send(request())
+        gated.wait_entered(2)
         assert is_silent(third)
-        second.sock.close()
-        assert third.receive().status == 200
+        assert len(gated.entered) == 2
+        second.reset()
+        gated.wait_entered(3)
+        gated.let_go(3)
+        assert first.receive().status == third.receive().status == 200

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVarTuple, Unpack
 
 import pytest
 
+import waitress_async
 from tests.server.support import Client, eventually, hello, local_server, request
 from waitress_async import Server
 
@@ -155,6 +159,114 @@ def test_a_small_upload_is_plain_too(serve: Callable[..., Counted]) -> None:
             client.send(request("/", method="POST", body=b"body"))
             assert client.receive().body == b"body"
         assert_plain(server.loop.made - before, REQUESTS)
+
+
+PACKAGE = Path(waitress_async.__file__).parent
+
+# What time costs: asked in a sweep, and never in a request.
+OF_TIME = {
+    "server/connections",
+    "server/deadlines",
+    "server/protocol sweep",
+    "server/protocol _check_request",
+    "server/protocol _check_response",
+    "server/protocol _check_head",
+}
+
+
+class Calls:
+    """Calls of our functions on one thread, counted by module, and for the protocol by name."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.sweeps = 0
+
+    def __call__(self, frame: FrameType, event: str, _arg: object) -> None:
+        if event != "call" or not (path := Path(frame.f_code.co_filename)).is_relative_to(PACKAGE):
+            return
+        module = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        if frame.f_code.co_name == "_sweep":
+            self.sweeps += 1
+        elif not self._is_in_sweep(frame):
+            self.counts[f"{module} {frame.f_code.co_name}" if module == "server/protocol" else module] += 1
+
+    def _is_in_sweep(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            if frame.f_code.co_name == "_sweep":
+                return True
+            frame = frame.f_back
+        return False
+
+
+def test_deadlines_cost_a_request_nothing(serve: Callable[..., Counted]) -> None:
+    """Whatever is on, a request neither sets a clock nor looks at one: sweeps do, four times in a timeout."""
+    settings = {
+        "header_timeout": 5,
+        "channel_timeout": 5,
+        "queue_timeout": 5,
+        "body_min_rate": 1,
+        "response_min_rate": 1,
+        "linger_timeout": 5,
+        "connection_limit": 5,
+        "connection_limit_per_host": 5,
+        "max_requests_per_connection": 1_000_000,
+    }
+    server = serve(hello, **settings)
+    calls = Calls()
+    with Client(server.address) as client:
+        assert client.get().status == 200
+        server.loop.call_soon_threadsafe(sys.setprofile, calls)
+        assert client.get().status == 200
+        before = calls.counts.copy()
+        made = server.loop.made.copy()
+        for _ in range(REQUESTS):
+            assert client.get("/", "Accept: */*\r\n").status == 200
+            client.send(request("/", method="POST", body=b"body"))
+            assert client.receive().status == 200
+        server.loop.call_soon_threadsafe(sys.setprofile, None)
+        assert client.get().status == 200
+        assert_plain(server.loop.made - made, 2 * REQUESTS + 2)
+    counted = calls.counts - before
+    assert counted["server/protocol data_received"] >= 2 * REQUESTS
+    assert {name for name in counted if name in OF_TIME} == set()
+
+
+def test_the_profile_sees_what_it_is_to_count(serve: Callable[..., Counted]) -> None:
+    """Or the empty set above would say nothing."""
+    server = serve(hello, linger_timeout=0.2)
+    calls = Calls()
+    with Client(server.address) as client:
+        assert client.get().status == 200
+        server.loop.call_soon_threadsafe(sys.setprofile, calls)
+        eventually(lambda: calls.sweeps >= 2, "sweeps are seen")
+        with Client(server.address) as other:
+            assert other.get().status == 200
+        server.loop.call_soon_threadsafe(sys.setprofile, None)
+        assert client.get().status == 200
+    assert calls.counts["server/connections"] > 0  # for the other connection, and not for its request
+
+
+def test_one_timer_sweeps_all_connections(serve: Callable[..., Counted]) -> None:
+    """However many there are, and whatever each of them waits for."""
+    server = serve(hello, linger_timeout=0.2)  # a sweep in 50 ms, at the most
+    clients = [Client(server.address) for _ in range(50)]
+    try:
+        for number, client in enumerate(clients):
+            client.send(
+                (b"", b"GET / HT", request() + b"GET", request("/", method="POST", body=b"x")[:-1])[
+                    number % 4
+                ]
+            )
+        connections = server.server._runtime.connections
+        eventually(lambda: len(connections._protocols) == len(clients), "all are known")
+        before, clock = server.loop.made.copy(), connections.clock
+        eventually(lambda: connections.clock > clock + 0.3, "several sweeps have come")
+        made = server.loop.made - before
+        assert made["timer"] == made["task"] == made["future"] == 0
+        assert 1 <= made["sweep"] <= 2 + (connections.clock - clock) / 0.04
+    finally:
+        for client in clients:
+            client.sock.close()
 
 
 def test_answers_that_are_ready_together_wake_the_loop_once(serve: Callable[..., Counted]) -> None:

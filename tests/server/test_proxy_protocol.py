@@ -51,7 +51,6 @@ from waitress_async.http import ProxiedAddresses, ProxyHeaderReader
 
 pytestmark = linux_only
 
-LIMIT_REACHED = "WARNING waitress_async: total open connections reached the connection limit"
 TLS_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
 
 
@@ -59,12 +58,6 @@ TLS_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
 def log() -> Iterator[Log]:
     with strict_log(logging.WARNING) as log:
         yield log
-
-
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is looked at more often than once a second."""
-    monkeypatch.setattr("waitress_async.server.connections._SWEEP_INTERVAL", 0.02)
 
 
 def closed_line(peer: Peer) -> str:
@@ -342,7 +335,7 @@ def trickle_in(peer: Peer) -> None:
         peer.send(b"x")
 
 
-def test_a_header_has_to_come_in_time(serve_in_thread: ServeInThread, log: Log, often: None) -> None:
+def test_a_header_has_to_come_in_time(serve_in_thread: ServeInThread, log: Log) -> None:
     """However it trickles in. Those who sent theirs, or need not, have all the time in the world."""
     server = serve_in_thread(
         hello, proxy_protocol="auto", proxy_protocol_from="127.0.0.1", proxy_protocol_timeout=0.2
@@ -367,9 +360,13 @@ def test_a_header_has_to_come_in_time(serve_in_thread: ServeInThread, log: Log, 
             assert peer.receive().status == 200
 
 
-def test_without_a_limit_a_header_may_take_its_time(serve_in_thread: ServeInThread, often: None) -> None:
+def test_without_a_limit_a_header_may_take_its_time(serve_in_thread: ServeInThread) -> None:
     server = serve_in_thread(
-        hello, proxy_protocol="auto", proxy_protocol_timeout=0, proxy_protocol_from="127.0.0.1"
+        hello,
+        proxy_protocol="auto",
+        proxy_protocol_timeout=0,
+        proxy_protocol_from="127.0.0.1",
+        linger_timeout=0.2,  # sweeps come that often
     )
     with Peer(server) as slow, Peer(server, "127.0.0.9") as other:
         slow.send(b"PROXY TCP4 ")
@@ -383,33 +380,36 @@ def test_without_a_limit_a_header_may_take_its_time(serve_in_thread: ServeInThre
 
 
 @needs_proc
-def test_those_who_wait_are_counted_and_leave_nothing(
-    serve_in_thread: ServeInThread, log: Log, often: None
-) -> None:
+def test_those_who_wait_are_counted_and_leave_nothing(serve_in_thread: ServeInThread, log: Log) -> None:
+    """At the limit they make room for who comes, as idle connections do."""
     server = serve_in_thread(
         hello,
         proxy_protocol="auto",
         proxy_protocol_from="127.0.0.1",
-        proxy_protocol_timeout=0.3,
+        proxy_protocol_timeout=0.8,
         connection_limit=3,
     )
+    connections = server.server._runtime.connections
     before = held()
+    late = "The PROXY header is not complete after 0.8 seconds."
     with ExitStack() as stack:
-        waiting = [stack.enter_context(Peer(server)) for _ in range(3)]
-        for peer, sent in zip(waiting, (b"", b"PROXY", SIGNATURE), strict=True):
+        first = stack.enter_context(Peer(server))
+        eventually(lambda: connections.clock > 0, "a sweep came")  # so it has waited for the longest
+        waiting = [stack.enter_context(Peer(server)) for _ in range(2)]
+        for peer, sent in zip(waiting, (b"PROXY", SIGNATURE), strict=True):
             peer.send(sent)
-        log.take(LIMIT_REACHED)
+        eventually(
+            lambda: all(connections.clock > one.since for one in set(connections._arrivals)), "another"
+        )
         with Peer(server, "127.0.0.9") as other:
-            other.send(request())
-            assert is_silent(other)
-            waiting[1].send(b"no")  # is refused, and makes room
-            assert other.receive().status == 200
-            log.take(closed_line(waiting[1]) + MISSING["auto"])
-        for peer in (waiting[0], waiting[2]):
-            peer.assert_ended()
-            log.take(closed_line(peer) + "The PROXY header is not complete after 0.3 seconds.")
-        for client in [stack.enter_context(Peer(server, "127.0.0.9")) for _ in range(3)]:
-            assert client.get().status == 200  # there is room for three again
+            assert other.get().status == 200
+            first.assert_ended()
+            for peer in waiting:
+                peer.assert_ended()
+                log.take(closed_line(peer) + late)
+            clients = [stack.enter_context(Peer(server, "127.0.0.9")) for _ in range(2)]
+            for client in (other, *clients, other):
+                assert client.get().status == 200  # there is room for three again
     eventually(lambda: held() == before, "all are closed")
 
 

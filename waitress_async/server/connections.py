@@ -33,10 +33,7 @@ _LET_THROUGH_INTERVAL: Final = 0.02
 # When no descriptor is left, accepting is tried again after so many seconds.
 _RETRY_ACCEPT: Final = 1.0
 
-# A client that does not answer the end of a TLS connection is waited for so long, in seconds.
-_TLS_SHUTDOWN: Final = 2.0
-
-# No time at all is no timeout that asyncio takes; a day will do.
+# What asyncio takes for a timeout that is none, in seconds.
 _NEVER: Final = 86_400.0
 
 # At the limit, this part of it is closed at once: looking for the longest idle ones takes its time.
@@ -180,14 +177,24 @@ class Connections:
         return False
 
     def _evict(self) -> bool:
-        """Close some of the connections that are idle, or else have but begun to send a request head.
+        """Close some of the connections that are idle, or else have but begun to send a request head, or to
+        say what comes before requests: a PROXY header, or a TLS handshake.
 
         Those whose turn it has been for the longest go first. Returns whether there were any.
         """
-        awaiting = [protocol for protocol in self._protocols if protocol.awaits_request]
+        awaiting = [
+            (not protocol.is_idle, protocol.turn_since, protocol.close)
+            for protocol in self._protocols
+            if protocol.awaits_request
+        ]
+        awaiting += [
+            (True, arrival.since, arrival.cancel)
+            for arrival in self._arrivals
+            if self.clock > arrival.since  # and has not only just come
+        ]
         count = max(1, self._limit // _EVICTED)
-        for protocol in heapq.nsmallest(count, awaiting, key=lambda one: (not one.is_idle, one.turn_since)):
-            protocol.close()
+        for _, _, close in heapq.nsmallest(count, awaiting, key=lambda one: one[:2]):
+            close()
         return bool(awaiting)
 
     def _tell_full(self) -> None:
@@ -227,7 +234,7 @@ class Connections:
                 arrival.sock,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=self._tls_handshake_timeout,
-                ssl_shutdown_timeout=_TLS_SHUTDOWN,
+                ssl_shutdown_timeout=_NEVER,  # it would cut those that are slow; ours are cut by sweeps
             )
         if self._draining:
             protocol.close_after_response()

@@ -32,7 +32,6 @@ class Deadline(enum.Enum):
     HEAD = "header_timeout"
     BODY = "body_min_rate"
     RESPONSE = "response_min_rate"
-    IDLE = "channel_timeout"
     QUEUE = "queue_timeout"
 
 
@@ -74,16 +73,20 @@ class CutLog:
 
     def __init__(self, log: LogThread) -> None:
         self._log = log
-        self._lines: dict[str, int] = {}
-        self._since: dict[str, float] = {}
+        self._told: dict[str, tuple[float, int]] = {}  # by setting: since when, and how many
 
     def tell(self, setting: str, peer: str, how_far: str, now: float) -> None:
         """`setting` is what said so, `how_far` what the client had done. `now` is any clock's, in seconds."""
-        if now - self._since.get(setting, -_LINES_INTERVAL) >= _LINES_INTERVAL:
-            if (more := self._lines.get(setting, 0) - _LINES) > 0:
-                self._log.log(logging.INFO, "%s: and %d more clients", setting, more)
-            self._since[setting] = now
-            self._lines[setting] = 0
-        self._lines[setting] = self._lines.get(setting, 0) + 1
-        if self._lines[setting] <= _LINES:
+        self.flush(now)
+        since, count = self._told.get(setting, (now, 0))
+        self._told[setting] = since, count + 1
+        if count < _LINES:
             self._log.log(logging.INFO, "%s: %s: %s", setting, peer, how_far)
+
+    def flush(self, now: float) -> None:
+        """Say how many more there were, once the time for lines is over. To be called now and then."""
+        for setting, (since, count) in list(self._told.items()):
+            if now - since >= _LINES_INTERVAL:
+                del self._told[setting]
+                if count > _LINES:
+                    self._log.log(logging.INFO, "%s: and %d more", setting, count - _LINES)

@@ -26,6 +26,7 @@ from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiv
 from waitress_async.server.deadlines import Deadline, Pace
 from waitress_async.server.ends import Ends
 from waitress_async.server.exchange import Exchange, no_room
+from waitress_async.server.listeners import format_address
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
 from waitress_async.server.tls import environ_of
@@ -46,6 +47,8 @@ _RETRY_AFTER: Final = 1  # seconds
 _TCP_CLOSE: Final = 7  # of tcp_info's state, which for a reset connection it is (linux/tcp_states.h)
 
 _HTTPS_PORT: Final = 443
+
+_BYTES_ACKED: Final = struct.Struct("120xQ")  # of tcp_info (linux/tcp.h)
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # on, no seconds: closing is a reset (socket(7))
 
@@ -79,6 +82,7 @@ class HTTPProtocol(asyncio.Protocol):
         "_encrypted",
         "_exchange",
         "_head_since",
+        "_is_whole",
         "_linger_bytes",
         "_linger_until",
         "_pump",
@@ -89,6 +93,7 @@ class HTTPProtocol(asyncio.Protocol):
         "_response_pace",
         "_runtime",
         "_sender",
+        "_told_sent",
         "_transport",
         "_trust",
         "_yielded",
@@ -118,6 +123,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
         self._continue_due = False  # its client waits for 100 (Continue)
+        self._is_whole = False  # the request is received to its end
         self._yielded = False  # more was received than one turn of the loop may take
         self._reading_paused = False
         self._counted = 0  # bytes received and not understood, counted as memory
@@ -130,6 +136,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._response_pace: Pace | None = None
         self._linger_until: float | None = None
         self._linger_bytes = 0
+        self._told_sent = 0  # of the sender's progress, what the system has for sure, under TLS
 
     # -- asyncio's callbacks
 
@@ -147,6 +154,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._pump = self._sender.pump
         if (encryption := transport.get_extra_info("ssl_object")) is not None:
             self._encrypted = True
+            self._pump = self._pump_encrypted
             self._base_environ.update(environ_of(encryption))
         self.turn_since = runtime.connections.stamp
         runtime.connections.made(self)
@@ -163,13 +171,20 @@ class HTTPProtocol(asyncio.Protocol):
                 self._transport.abort()
 
     def eof_received(self) -> bool:
-        """The client has said all it will. It is still owed what it asked for."""
+        """The client has said all it will. It is still owed what it asked for.
+
+        Not under TLS, of which asyncio leaves no half open: what is written is sent, and nothing more.
+        """
         self._connection.receive_eof()
+        if self._encrypted:
+            self._sender.drop_source()
+            self._close_by(self._runtime.settings.linger_timeout)
+            return False
         if self._connection.receiving is _CLOSED:
-            self._transport.close()
+            self._close()
         else:
             self._advance()
-        return not self._encrypted  # TLS here has no half that stays open, whatever we say
+        return True
 
     def pause_writing(self) -> None:
         self._sender.pause()
@@ -184,6 +199,7 @@ class HTTPProtocol(asyncio.Protocol):
         exchange = self._exchange
         self._exchange = None
         self._sender.close()
+        self._pump = self._sender.pump  # not our own: no cycle is left for the collector to find
         self._count_unread(0)
         if exchange is not None:
             self._give_up_body(exchange, "the client is gone")
@@ -235,11 +251,12 @@ class HTTPProtocol(asyncio.Protocol):
                     self._runtime.loop.call_soon(self._advance_later)
             elif event is END_OF_MESSAGE:
                 assert self._exchange is not None
+                self._is_whole = True
                 self._body.feed_eof()
                 if not self._exchange.is_streamed:
                     self._queue(self._exchange)
             elif event is CLOSED:
-                self._transport.close()
+                self._close()
                 return
             else:  # NEED_DATA
                 break
@@ -312,6 +329,7 @@ class HTTPProtocol(asyncio.Protocol):
                 return
         output = Output(runtime.wakeup, self._pump, runtime.outputs)
         body = self._make_body(request) if request.has_body else None
+        self._is_whole = body is None
         self._exchange = exchange = Exchange(runtime.application, self._base_environ, request, body, output)
         if body is None:
             self._queue(exchange)
@@ -324,11 +342,15 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _https_url(self, request: Request) -> str:
         """What is asked for, by https. A target in absolute form has become the Host field already."""
-        host = request.fields.get("HTTP_HOST", self._runtime.settings.server_name)
+        host = request.fields.get("HTTP_HOST") or self._runtime.settings.server_name
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         port = "" if self._redirect_port == _HTTPS_PORT else f":{self._redirect_port}"
-        target = request.target if request.target.startswith("/") else "/"
-        return f"https://{name}{port}{target}"
+        _, scheme, rest = request.target.partition("://")
+        if not request.target.startswith("/") and scheme:
+            target = rest[len(request.fields["HTTP_HOST"]) :]
+        else:
+            target = request.target.lstrip("*")
+        return f"https://{name}{port}{target if target.startswith('/') else '/' + target}"
 
     def _make_body(self, request: Request) -> BufferReader | Input:
         runtime = self._runtime
@@ -441,8 +463,11 @@ class HTTPProtocol(asyncio.Protocol):
         elif body is not None and self._connection.receiving is not _DONE:
             body.close()
 
-    def _linger(self) -> None:
-        """Close, but read on for a while what the client still sends. Not while others wait for the room."""
+    def _linger(self, *, at_once: bool = False) -> None:
+        """Close, but read on for a while what the client still sends. Not while others wait for the room.
+
+        `at_once`: the client may be waiting for the end, and has nothing to send.
+        """
         self._count_unread(0)
         transport = self._transport
         runtime = self._runtime
@@ -450,12 +475,11 @@ class HTTPProtocol(asyncio.Protocol):
             self._connection.eof
             or runtime.connections.full
             or not runtime.settings.linger_timeout
-            or (self._encrypted and self._connection.ends_by_close)  # TLS has no half that could be closed
+            or (self._encrypted and at_once)  # asyncio's TLS has no half that could be closed
         ):
-            transport.close()
+            self._close()
             return
-        self._linger_until = self._runtime.connections.stamp + self._runtime.settings.linger_timeout
-        self._linger_bytes = _LINGER_BYTES
+        self._close_by(runtime.settings.linger_timeout)
         try:
             if not self._encrypted:
                 transport.write_eof()
@@ -484,14 +508,37 @@ class HTTPProtocol(asyncio.Protocol):
         if not whole or sending is Sending.CLOSED:
             self._runtime.responses += whole
             self._connection.stop_receiving()
-            self._linger()
+            self._linger(at_once=self._is_whole or self._connection.ends_by_close)
             return
         self._runtime.responses += 1
         self.turn_since = self._runtime.connections.stamp
         if self._connection.unread or self._connection.eof or self._reading_paused:
             self._advance()
         elif self._runtime.connections.full:  # somebody else waits to be accepted
+            self._close()
+
+    def _close(self) -> None:
+        """Close, once what is written is sent. Twice is fine, which with asyncio's TLS it is not."""
+        if not self._transport.is_closing():
             self._transport.close()
+            if self._encrypted:  # and wait for the client's word, but not for long
+                full = self._runtime.connections.full
+                self._close_by(0 if full else self._runtime.settings.linger_timeout)
+
+    def _close_by(self, seconds: float) -> None:
+        """Have a sweep end the connection so many seconds after all is sent."""
+        if self._linger_until is None:
+            self._linger_until = self._runtime.connections.stamp + seconds
+            self._linger_bytes = _LINGER_BYTES
+
+    def _pump_encrypted(self) -> None:
+        """As the sender's, but not into the void: what asyncio's TLS takes when the client is gone, or has
+        ended the connection while reading is paused, it tells nobody but the log of."""
+        has_ended = _has_ended if self._reading_paused else _is_broken
+        if has_ended(self._transport):
+            self._transport.abort()
+        else:
+            self._sender.pump()
 
     def _reset(self) -> None:
         """End the connection by a reset: where a close is the end of the body, it cannot also say that the
@@ -536,7 +583,9 @@ class HTTPProtocol(asyncio.Protocol):
 
     def close(self) -> None:
         """Close, once what is written is sent. For one that awaits a request."""
-        self._transport.close()
+        self._close()
+        if self._encrypted and not self._unsent:  # the client's word need not be waited for
+            self._transport.abort()
 
     def abort(self) -> None:
         """Cut the connection, whatever is under way."""
@@ -549,15 +598,15 @@ class HTTPProtocol(asyncio.Protocol):
 
     def sweep(self, now: float, elapsed: float) -> None:
         """Cut a client that is too slow. `now` is the sweep's clock, `elapsed` what it moved, in seconds."""
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self._unsent
         self._sender.count_unsent(unsent)
-        if self._exchange is not None and isinstance(self._exchange.body, BufferReader) and self._body_full:
-            self._exchange.body.retry()
+        if self._body_full and int(now) > int(now - elapsed):  # once a second
+            self._look_for_room()
         if self._check_response(unsent, elapsed):
             return
         # What is not read, and what has ended already, tells of nothing more: the system has to be asked.
         is_deaf = self._exchange is not None and (self._reading_paused or self._connection.eof)
-        if is_deaf and _is_gone(self._transport):
+        if is_deaf and (_has_ended if self._encrypted else _is_gone)(self._transport):
             self._transport.abort()
             return
         if self._linger_until is not None:
@@ -568,14 +617,31 @@ class HTTPProtocol(asyncio.Protocol):
             elif now >= self._linger_until:
                 self._end()
             return
-        self._check_request(now, elapsed)
+        self._check_request(now, elapsed, unsent)
+
+    def _look_for_room(self) -> None:
+        if self._exchange is not None and isinstance(self._exchange.body, BufferReader):
+            self._exchange.body.retry()
 
     def _end(self) -> None:
         """It has lingered long enough."""
-        if self._encrypted:
-            self._transport.close()
-        else:
-            self._transport.abort()
+        if self._encrypted and not self._transport.is_closing():
+            self._transport.close()  # which says to the client that this is the end
+        self._transport.abort()
+
+    @property
+    def _unsent(self) -> int:
+        """Bytes that are written and not sent. Of what asyncio holds below TLS, one if there are any: it does
+        not tell, but there are none if the system takes more."""
+        size = self._transport.get_write_buffer_size()
+        if size or not self._encrypted:
+            return size
+        if self._told_sent == self._sender.progress and self._linger_until is None:
+            return 0
+        if _is_full(self._transport):
+            return 1
+        self._told_sent = self._sender.progress
+        return 0
 
     def _check_response(self, unsent: int, elapsed: float) -> bool:
         """Cut a client that does not take its response. Returns whether it was."""
@@ -583,16 +649,19 @@ class HTTPProtocol(asyncio.Protocol):
         if not settings.response_min_rate or not (unsent or self._sender.waits_for_room):
             self._response_pace = None
             return False
-        taken = self._sender.progress - unsent
+        # What the system has taken may be megabytes from having arrived, and it takes more in large steps.
+        taken = _acknowledged(self._transport)
+        if taken is None:
+            taken = self._sender.progress - unsent
         if self._response_pace is None:
-            self._response_pace = Pace(taken, settings.min_rate_grace)
+            self._response_pace = Pace(0, settings.min_rate_grace)  # what it took before is to its credit
         elif self._response_pace.is_too_slow(taken, elapsed, settings.response_min_rate):
-            self._tell_cut(Deadline.RESPONSE, f"it took {taken} bytes, and {unsent} more wait for it")
-            self.abort()
+            self._tell_cut(Deadline.RESPONSE, f"it took {taken} bytes, and more wait for it")
+            self._reset()  # or the system would go on to offer what it holds
             return True
         return False
 
-    def _check_request(self, now: float, elapsed: float) -> None:
+    def _check_request(self, now: float, elapsed: float, unsent: int) -> None:
         """Cut a client that does not send what it is asked for, or answer one that nobody has time for."""
         settings = self._runtime.settings
         exchange = self._exchange
@@ -601,13 +670,13 @@ class HTTPProtocol(asyncio.Protocol):
             self._body_pace = None
         elif settings.body_min_rate and self._is_body_waited_for():
             if self._body_pace is None:
-                self._body_pace = Pace(self._received, settings.min_rate_grace)
+                self._body_pace = Pace(0, settings.min_rate_grace)  # what it sent before is to its credit
             elif self._body_pace.is_too_slow(self._received, elapsed, settings.body_min_rate):
                 self._refuse_late(Deadline.BODY, f"{self._received} bytes came, and its body is not whole")
                 return
         if exchange is None:
             if receiving is _HEAD:
-                self._check_head(now)
+                self._check_head(now, unsent)
         elif (
             settings.queue_timeout
             and exchange.queued_at is not None
@@ -618,14 +687,20 @@ class HTTPProtocol(asyncio.Protocol):
             self._refuse_busy("No thread was free in time.", setting="queue_timeout")
             self._go_on()
 
-    def _check_head(self, now: float) -> None:
+    def _check_head(self, now: float, unsent: int) -> None:
         settings = self._runtime.settings
         unread = self._connection.unread
+        if unsent:  # it still takes the last answer: its turn begins after that
+            self.turn_since = now
+            self._head_since = None
+            return
         if not unread:
             self._head_since = None
             timeout = settings.channel_timeout if self._requests else settings.header_timeout
             if timeout and now - self.turn_since >= timeout:
-                self._transport.close()
+                if not self._requests:
+                    self._tell_cut(Deadline.HEAD, "nothing came")
+                self.close()
             return
         if self._head_since is None or self._head_since[0] != self._requests:
             self._head_since = self._requests, now
@@ -641,13 +716,18 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _refuse_late(self, deadline: Deadline, how_far: str) -> None:
         self._tell_cut(deadline, how_far)
+        is_answered = self._exchange is None and self._connection.receiving is _BODY
         self._connection.stop_receiving()
-        self._refuse(RequestTimeout("The request did not come in time.", setting=deadline.value))
+        if is_answered:  # nobody waits for the rest of it: another answer would be that of the next request
+            self._linger()
+        else:
+            self._refuse(RequestTimeout("The request did not come in time.", setting=deadline.value))
 
     def _tell_cut(self, deadline: Deadline, how_far: str) -> None:
         runtime = self._runtime
         address, port = self._base_environ["REMOTE_ADDR"], self._base_environ["REMOTE_PORT"]
-        runtime.cuts.tell(deadline.value, f"{address}:{port}", how_far, runtime.connections.clock)
+        peer = format_address((address, int(port))) if port else address
+        runtime.cuts.tell(deadline.value, peer, how_far, runtime.connections.clock)
 
 
 def _is_gone(transport: asyncio.Transport) -> bool:
@@ -662,3 +742,39 @@ def _is_gone(transport: asyncio.Transport) -> bool:
     except (AttributeError, OSError):  # not on this system
         return False
     return state == _TCP_CLOSE
+
+
+def _has_ended(transport: asyncio.Transport) -> bool:
+    """Whether the peer has said that nothing more will come, or is gone; as far as the system tells."""
+    return bool(_poll(transport, getattr(select, "POLLRDHUP", 0)))
+
+
+def _is_broken(transport: asyncio.Transport) -> bool:
+    """Whether nothing can be sent to the peer any more, as far as the system tells."""
+    return bool(_poll(transport, 0))
+
+
+def _is_full(transport: asyncio.Transport) -> bool:
+    """Whether the system takes no more for the peer just now; as far as it tells."""
+    return _poll(transport, getattr(select, "POLLOUT", 0)) == 0
+
+
+def _poll(transport: asyncio.Transport, events: int) -> int | None:
+    """Which of these events there are, or what has ended; None if it cannot be told."""
+    try:
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), events)
+    except (AttributeError, ValueError):  # not on this system; closed
+        return None
+    return next((found for _, found in poll.poll(0)), 0)
+
+
+def _acknowledged(transport: asyncio.Transport) -> int | None:
+    """Bytes that the peer has acknowledged (tcp_info's tcpi_bytes_acked), where the system tells."""
+    try:
+        sock = transport.get_extra_info("socket")
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        acknowledged: int = _BYTES_ACKED.unpack(info)[0]
+    except (AttributeError, OSError, struct.error):
+        return None
+    return acknowledged

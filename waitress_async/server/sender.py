@@ -58,6 +58,7 @@ class Sender:
         "_connection",
         "_counted",
         "_default_fields",
+        "_encrypted",
         "_file",
         "_file_task",
         "_head_sent",
@@ -85,6 +86,7 @@ class Sender:
         `on_complete(whole)` is called when a source is sent, or, with False, when it was aborted.
         """
         self._transport = transport
+        self._encrypted = transport.get_extra_info("sslcontext") is not None
         self._connection = connection
         self._default_fields = default_fields
         self._store = store
@@ -111,7 +113,7 @@ class Sender:
             return
         connection = self._connection
         for _ in range(_TAKES_A_TURN):
-            if self.paused or self._file_task is not None:
+            if self.paused or self._file_task is not None or self._transport.is_closing():
                 return
             pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
             if not pieces and not last:
@@ -226,7 +228,7 @@ class Sender:
     def _write(self, segments: list[bytes | memoryview]) -> None:
         total = sum(map(len, segments))
         self.progress += total
-        if total <= _JOIN_WRITE:
+        if total <= _JOIN_WRITE or self._encrypted:  # TLS copies it anyway
             if data := b"".join(segments):
                 self._transport.write(data)
             return
@@ -235,6 +237,8 @@ class Sender:
         small: list[bytes | memoryview] = []
         size = 0
         for segment in segments:
+            if self._transport.is_closing():  # asyncio warns of writes to a connection that is lost
+                return
             if size + len(segment) > _JOIN_WRITE:
                 if small:
                     self._transport.write(b"".join(small))

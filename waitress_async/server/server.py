@@ -117,6 +117,7 @@ class Server:
         self._phase = Phase.NEW
         self._wakeup: Wakeup | None = None  # from the beginning of the start on
         self._stop_requested = False
+        self._start_over = asyncio.Event()
         self._tls: TLS | None = None  # from the start on, if it speaks it
         self._addresses: list[Address] = []
         self._stop_at = math.inf  # when a stop under way becomes an abort, in the loop's time
@@ -150,6 +151,7 @@ class Server:
             self._enter_stopped()
             raise
         self._phase = Phase.READY
+        self._start_over.set()
         for address in self._addresses if self._announces else ():
             runtime.log.log(logging.INFO, "Serving on %s", url_of(address, self._scheme))
         if without_effect := ", ".join(self._settings.without_effect):
@@ -286,7 +288,9 @@ class Server:
 
     async def reload(self) -> None:
         """Have `reload_tls` called, where TLS is spoken, in a thread; the log says how that went."""
-        if self._tls is None or self._wakeup is None:
+        if self._phase is Phase.STARTING:
+            await self._start_over.wait()  # it may have read the files before they changed
+        if self._tls is None or self._wakeup is None or self._phase is Phase.STOPPED:
             return
         try:
             await in_thread(self._wakeup, "waitress_async-reload", self._tls.reload)
@@ -487,4 +491,5 @@ class Server:
             listening.close()
         self._opened = None
         self._phase = Phase.STOPPED
+        self._start_over.set()
         self._stopped.set()
