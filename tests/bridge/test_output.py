@@ -9,7 +9,10 @@ import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar, copy_context
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -1441,3 +1444,120 @@ def test_bytes_out_are_bytes_in(
     assert memory.used == held_before
     assert spool.largest <= high
     spool.assert_empty()
+
+
+# -- whether it is wanted at all
+
+
+def test_it_is_wanted_until_it_is_closed_or_revoked(make_side: MakeSide) -> None:
+    assert make_side().output.start()
+    gone, revoked = make_side().output, make_side().output
+    gone.close()
+    assert not gone.start()
+    assert revoked.revoke()
+    assert not revoked.start()
+    assert revoked.is_closed()
+
+
+def test_what_has_begun_is_not_revoked(side: Side) -> None:
+    assert side.output.start()
+    assert not side.output.revoke()
+    side.output.finish((b"whole",))
+    assert side.drain() == (b"whole", True)
+
+
+@pytest.mark.parametrize("first", ["start", "revoke"])
+def test_of_a_thread_and_the_loop_one_is_first(make_side: MakeSide, first: str) -> None:
+    """Each says so of itself alone, however close they are."""
+    for _ in range(100):
+        output = make_side().output
+        ready = threading.Barrier(2, timeout=DEADLINE)
+        results: dict[str, bool] = {}
+
+        def run(name: str) -> None:
+            ready.wait()  # noqa: B023
+            results[name] = getattr(output, name)()  # noqa: B023
+
+        other = {"start": "revoke", "revoke": "start"}[first]
+        thread = threading.Thread(target=run, args=(other,))
+        thread.start()
+        run(first)
+        thread.join(DEADLINE)
+        assert results["start"] is not results["revoke"]
+
+
+# -- who is told that the client is gone
+
+
+def test_the_app_is_told_once_that_the_client_is_gone(side: Side) -> None:
+    called: list[str] = []
+    side.output.on_disconnect(lambda: called.append("first"))
+    side.output.on_disconnect(lambda: called.append("second"))
+    assert side.told == []
+    side.output.close()
+    side.output.close()
+    for tell in side.told:
+        tell()
+    assert called == ["first", "second"]
+
+
+def test_it_is_told_at_once_of_one_that_has_gone(side: Side) -> None:
+    """On the loop, as of any other: no thread of the app's is to call its callback."""
+    called: list[int] = []
+    side.output.close()
+    side.output.on_disconnect(lambda: called.append(1))
+    assert side.told == []
+    side.turn()
+    for tell in side.told:
+        tell()
+    assert called == [1]
+
+
+@pytest.mark.parametrize("end", [lambda output: output.finish(()), lambda output: output.abort()])
+def test_it_is_not_told_when_the_response_has_ended_by_then(
+    side: Side, end: Callable[[Output], object]
+) -> None:
+    side.output.on_disconnect(lambda: None)
+    end(side.output)
+    side.output.on_disconnect(lambda: None)
+    side.output.close()
+    side.turn()
+    assert side.told == []
+
+
+def test_it_is_told_in_a_copy_of_the_context_of_the_app(side: Side) -> None:
+    number: ContextVar[int] = ContextVar("number", default=0)
+    seen: list[int] = []
+
+    def note() -> None:
+        seen.append(number.get())
+        number.set(7)
+
+    def app() -> None:
+        number.set(5)
+        side.output.on_disconnect(note)
+        number.set(6)
+
+    copy_context().run(app)
+    side.output.close()
+    for tell in side.told:
+        tell()
+    assert seen == [5]
+    assert number.get() == 0
+
+
+def test_a_callback_that_is_not_needed_is_not_kept(side: Side) -> None:
+    """Nor is what hangs on it: a request and all of its environ."""
+
+    class Held:
+        pass
+
+    held = Held()
+    alive = weakref.ref(held)
+    side.output.on_disconnect(partial(print, held))
+    del held
+    gc.collect()
+    assert alive() is not None
+    side.output.finish(())
+    gc.collect()
+    assert alive() is None

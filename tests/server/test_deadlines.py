@@ -5,14 +5,17 @@ All clients of a test share its time: who must be cut is read from, who must not
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,8 +36,12 @@ from tests.server.support import (
     small_listener,
     temporary_files,
 )
-from waitress_async.buffers import spool
+from waitress_async.bridge import Output, OutputStore, Wakeup
+from waitress_async.buffers import BufferMemory, BufferReader, Spool, spool
 from waitress_async.errors import ClientDisconnected
+from waitress_async.http import Connection, HeadEncoder, HeadMemo, Limits, Request
+from waitress_async.server.exchange import Exchange
+from waitress_async.server.runtime import Application
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -162,6 +169,22 @@ class Clock:
             client.assert_ended()
 
 
+def sweep(server: RunningServer, *seconds: float) -> None:
+    """Have so much time pass for all connections, as sweeps count it: in one for each of `seconds`."""
+    connections = server.server._runtime.connections
+    done = threading.Event()
+
+    def run() -> None:
+        for elapsed in seconds:
+            connections.clock += elapsed
+            for protocol in list(connections._protocols):
+                protocol.sweep(connections.clock, elapsed)
+        done.set()
+
+    server.loop.call_soon_threadsafe(run)
+    assert done.wait(DEADLINE)
+
+
 def eventually_some(found: Callable[[], Iterable[Any]]) -> list[Any]:
     """Wait until there are any, and return them."""
     eventually(lambda: list(found()), "there are some")
@@ -230,24 +253,26 @@ def test_a_request_that_waits_for_its_turn_is_not_late(
     serve_in_thread: ServeInThread, clients: ExitStack, cuts: Cuts
 ) -> None:
     """It is complete; but the client still takes the answer before it, and no other is begun meanwhile."""
+    size = 250_000  # the transport takes it whole, and the system does not
 
     def app(_environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         start_response("200 OK", [])
-        return [bytes(1_000_000)]
+        return [bytes(size)]
 
     server = serve_in_thread(
         app, **{**OFF, "header_timeout": 0.2, "channel_timeout": 0.2}, sockets=[small_listener()]
     )
-    client = Connect(server, clients)(request("/1") + request("/2"), receive_buffer=65_536)
-    quiet = Connect(server, clients)(request("/1"), receive_buffer=65_536)
+    connect = Connect(server, clients)
+    client = connect(request("/1") + request("/2"), receive_buffer=4_096)
+    quiet = connect(request("/1"), receive_buffer=4_096)
     assert client.sock.recv(1) == quiet.sock.recv(1) == b"H"
     Clock(serve_in_thread, 0.6).wait()
     client._buffer = quiet._buffer = b"H"
     for _ in range(2):
-        assert client.receive().body == bytes(1_000_000)
+        assert len(client.receive().body) == size
     # Its pause begins when it has the answer, and not when that is on its way.
-    assert quiet.receive().body == bytes(1_000_000)
-    assert quiet.get("/2").status == 200
+    assert len(quiet.receive().body) == size
+    assert len(quiet.get("/2").body) == size
     assert cuts.lines("header_timeout") == []
 
 
@@ -356,6 +381,28 @@ def test_a_streamed_body_must_come_at_its_rate_while_the_app_waits_for_it(
     assert unread.receive().body == b"8"
 
 
+def test_each_body_has_a_grace_of_its_own(
+    serve_in_thread: ServeInThread, gated: GatedApp, clients: ExitStack, cuts: Cuts
+) -> None:
+    settings = {**OFF, "body_min_rate": 1e9, "min_rate_grace": 1_000.0}
+    server = serve_in_thread(gated, **settings)
+    client = Connect(server, clients)()
+    (protocol,) = eventually_some(lambda: server.server._runtime.connections._protocols)
+    received = 0
+    for calls in (1, 2, 3):
+        sent = post(length=8) + b"some"
+        client.send(sent)
+        received += len(sent) + 4
+        eventually(lambda: protocol._received == received - 4, "it is there")  # noqa: B023
+        sweep(server, 0, 900)
+        client.send(b"rest")
+        gated.wait_entered(calls)
+        sweep(server, 900)  # of the app
+        gated.let_go()
+        assert client.receive().status == 200
+    assert cuts.lines("body_min_rate") == []
+
+
 def test_who_has_its_answer_is_given_no_other(
     serve_in_thread: ServeInThread, clients: ExitStack, cuts: Cuts
 ) -> None:
@@ -431,9 +478,21 @@ def test_who_cannot_go_on_because_of_us_is_not_late(
 
 
 def test_who_waits_for_memory_is_not_late(
-    serve_in_thread: ServeInThread, uploads: Uploads, clients: ExitStack, cuts: Cuts
+    serve_in_thread: ServeInThread,
+    uploads: Uploads,
+    clients: ExitStack,
+    cuts: Cuts,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There is none, and no disk either."""
+    """There is none, and no disk either. That is looked for once a second, and given up after a while: not
+    more often because sweeps are."""
+    retry, retries = BufferReader.retry, []
+
+    def noted(body: BufferReader) -> None:
+        retries.append(body)
+        retry(body)
+
+    monkeypatch.setattr(BufferReader, "retry", noted)
     server = serve_in_thread(uploads, **BODY, buffer_memory=1_000_000, spool_limit=1)
     connect = Connect(server, clients)
     memory = server.server._runtime.memory
@@ -443,6 +502,7 @@ def test_who_waits_for_memory_is_not_late(
     eventually(lambda: protocol._body_full, "it has to wait")
     Clock(serve_in_thread, 6 * GRACE).wait()
     assert cuts.lines("body_min_rate") == []
+    assert len(retries) <= 2
     server.loop.call_soon_threadsafe(memory.add, -1_000_000)
     client.send(bytes(100_000))
     assert client.receive().body == b"200000"
@@ -558,8 +618,9 @@ def test_a_response_must_be_taken_at_its_rate(
     for client, way in zip(quick, WAYS, strict=True):
         assert len(client.receive().body) == (900_000 if way == "/disk" else SIZE)
     eventually(lambda: len(downloads.ended) == 4, "all of those have ended")
-    slow = [SlowReader(connect(request(way), receive_buffer=65_536)) for way in WAYS]
-    slow += [SlowReader(generous(request(way), receive_buffer=65_536)) for way in ("/memory", "/file")]
+    # Their systems make room in small steps, or a tenth of a second would not do to see that they take any.
+    slow = [SlowReader(connect(request(way), receive_buffer=16_384)) for way in WAYS]
+    slow += [SlowReader(generous(request(way), receive_buffer=16_384)) for way in ("/memory", "/file")]
     deaf = [connect(request(way), receive_buffer=65_536) for way in WAYS]
     took = cuts.take("response_min_rate", *deaf)
     for client in deaf:
@@ -573,6 +634,24 @@ def test_a_response_must_be_taken_at_its_rate(
     downloads.tell_event()
     events._buffer = b"H"
     assert events.receive().body == b"first second"
+
+
+def test_time_is_saved_by_what_was_taken(
+    serve_in_thread: ServeInThread, downloads: Downloads, clients: ExitStack, cuts: Cuts
+) -> None:
+    """Also before it had to be waited for; but six graces at the most."""
+    settings = {**RESPONSE, "response_min_rate": 100, "min_rate_grace": 1_000.0}
+    server = serve_in_thread(downloads, **settings, sockets=[small_listener()])
+    connect = Connect(server, clients)
+    deaf, taking = (connect(request("/memory"), receive_buffer=4_096) for _ in range(2))
+    for _ in range(20):
+        taking.sock.recv(50_000, socket.MSG_WAITALL)
+    sweep(server, 0, 1_500)  # some kilobytes are with either's system
+    cuts.take("response_min_rate", deaf)
+    sweep(server, 4_000)
+    cuts.take("response_min_rate", deaf)
+    sweep(server, 1_000)
+    cuts.take("response_min_rate", deaf, taking)
 
 
 # -- the queue
@@ -626,6 +705,31 @@ def test_a_request_that_no_thread_was_free_for_is_answered_503(
     eventually(lambda: server.server._runtime.memory.used == 0, "no memory is counted")
 
 
+def test_a_request_given_up_in_the_queue_belongs_to_the_loop_again() -> None:
+    """With its body, which the thread that comes to it leaves alone: the loop may be closing it just then."""
+    loop = asyncio.new_event_loop()
+    wakeup = Wakeup(loop)
+    store = OutputStore(1, 1, BufferMemory(1), Spool(), contextlib.nullcontext, lambda task: task, bool)
+    application = Application(hello, copy_context(), HeadEncoder(), expose_tracebacks=False)
+    connection = Connection(Limits(), HeadMemo())
+    connection.receive_data(request("/", method="POST", body=b"body"))
+    asked = connection.next_event()
+    assert isinstance(asked, Request)
+    for is_revoked in (True, False):
+        body = BufferReader()
+        body.feed_data(b"body")
+        body.feed_eof()
+        output = Output(wakeup, bool, store)
+        if is_revoked:
+            assert output.revoke()
+        else:
+            output.close()  # the client is gone: the body is the thread's, as ever
+        Exchange(application, {}, asked, body, output).run()
+        assert len(body) == (4 if is_revoked else 0)
+        body.close()
+    loop.close()
+
+
 def test_a_request_that_has_its_thread_may_take_its_time(
     serve_in_thread: ServeInThread, gated: GatedApp, clients: ExitStack, cuts: Cuts
 ) -> None:
@@ -650,15 +754,20 @@ def test_a_request_that_has_its_thread_may_take_its_time(
 def test_a_connection_that_is_over_is_read_on_for_a_while(
     serve_in_thread: ServeInThread, clients: ExitStack, seconds: float
 ) -> None:
-    server = serve_in_thread(hello, **{**OFF, "linger_timeout": seconds})
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return [bytes(250_000 if environ["PATH_INFO"] == "/large" else 1)]
+
+    server = serve_in_thread(app, **{**OFF, "linger_timeout": seconds}, sockets=[small_listener()])
     connect = Connect(server, clients)
     refused, last = connect(b"nonsense\r\n\r\n"), connect(request("/", "Connection: close\r\n"))
+    slow = connect(request("/large", "Connection: close\r\n"), receive_buffer=4_096)
     assert refused.receive().status == 400
     assert last.receive().status == 200
-    for client in (refused, last):
+    Clock(serve_in_thread, 0.4).wait()
+    assert len(slow.receive().body) == 250_000  # its time begins when that has left
+    for client in (refused, last, slow):
         client.assert_ended()
-        if seconds:
-            client.send(b"more")  # is not answered by a reset
     eventually(lambda: not open_connections(server), "nobody lingers any more")
 
 

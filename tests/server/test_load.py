@@ -154,27 +154,22 @@ def test_an_answer_that_is_taken_is_not_idle(serve_in_thread: ServeInThread, cli
     assert slow.get().status == 200
 
 
-def test_who_has_only_just_come_makes_no_room(serve_in_thread: ServeInThread) -> None:
+def test_who_has_only_just_come_makes_no_room(serve_in_thread: ServeInThread, clients: ExitStack) -> None:
     """Its request is on the way, and would be answered by a reset."""
-    server = serve_in_thread(hello, connection_limit=2, linger_timeout=4.0)  # a sweep a second
-    failures: list[BaseException] = []
-
-    def visit() -> None:
-        try:
-            for _ in range(20):
-                with Client(server.address) as client:
-                    assert client.get("/", "Connection: close\r\n").status == 200
-                    client.assert_ended()
-        except BaseException as error:
-            failures.append(error)
-
-    visitors = [threading.Thread(target=visit, daemon=True) for _ in range(8)]
-    for visitor in visitors:
-        visitor.start()
-    for visitor in visitors:
-        visitor.join(20)
-        assert not visitor.is_alive()
-    assert failures == []
+    server = serve_in_thread(
+        hello, connection_limit=1, linger_timeout=0, channel_timeout=4
+    )  # a sweep a second
+    connections = server.server._runtime.connections
+    for _ in range(3):
+        first = clients.enter_context(Client(server.address))
+        eventually(lambda: len(connections) == 1, "it is accepted")
+        second = clients.enter_context(Client(server.address))
+        eventually(lambda: connections.full, "somebody waits")
+        assert first.get().status == 200
+        first.assert_ended()  # for that one waits
+        assert second.get("/", "Connection: close\r\n").status == 200
+        second.assert_ended()
+        eventually(lambda: not len(connections), "there is room for the next")
 
 
 def test_nobody_is_looked_for_twice_in_a_sweep(
@@ -182,12 +177,11 @@ def test_nobody_is_looked_for_twice_in_a_sweep(
 ) -> None:
     """Or those who come while all are busy would each cost a look at all."""
     looks: list[HTTPProtocol] = []
-    awaits = HTTPProtocol.awaits_request
+    awaits = HTTPProtocol.__dict__["awaits_request"].fget
 
-    def look(protocol: HTTPProtocol) -> bool:
+    def look(protocol: HTTPProtocol) -> object:
         looks.append(protocol)
-        assert awaits.fget is not None
-        return bool(awaits.fget(protocol))
+        return awaits(protocol)
 
     monkeypatch.setattr(HTTPProtocol, "awaits_request", property(look))
 
@@ -195,18 +189,21 @@ def test_nobody_is_looked_for_twice_in_a_sweep(
         return (gated if environ["PATH_INFO"] == "/busy" else hello)(environ, start_response)
 
     busy, visits = 20, 60
-    server = serve_in_thread(app, connection_limit=busy + 1, threads=busy + 1)  # two sweeps a second
+    server = serve_in_thread(app, **PATIENT, connection_limit=busy + 1, threads=busy + 1)
+    crowd = Crowd(server, clients)
     for _ in range(busy):
         clients.enter_context(Client(server.address)).send(request("/busy"))
     gated.wait_entered(busy)
+    crowd.wait()
     connections = server.server._runtime.connections
     clock = connections.clock
+    looks.clear()
     visitors = [clients.enter_context(Client(server.address)) for _ in range(visits)]
     for visitor in visitors:
         visitor.send(request("/", "Connection: close\r\n"))
     for visitor in visitors:
         assert visitor.receive().status == 200
-    sweeps = round((connections.clock - clock) / 0.5)
+    sweeps = round((connections.clock - clock) / 0.05)
     assert len(looks) <= (busy + 1) * 2 * (sweeps + 1)
     gated.let_go(busy)
 
