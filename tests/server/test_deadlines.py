@@ -32,6 +32,7 @@ from tests.server.support import (
     hello,
     needs_proc,
     request,
+    settled,
     small_listener,
     temporary_files,
 )
@@ -646,6 +647,8 @@ def test_time_is_saved_by_what_was_taken(
     came = 0
     while came < 1_000_000:
         came += len(taking.sock.recv(65_536))
+    protocols = list(server.server._runtime.connections._protocols)
+    settled(lambda: sum(one._transport.get_write_buffer_size() for one in protocols))  # both wait again
     sweep(server, 0, 1_500)  # some kilobytes are with either's system
     cuts.take("response_min_rate", deaf)
     sweep(server, 4_000)
