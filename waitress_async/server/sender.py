@@ -109,7 +109,8 @@ class Sender:
             return
         connection = self._connection
         for _ in range(_TAKES_A_TURN):
-            if self.paused or self._file_task is not None:
+            # asyncio warns of writes to a connection that it knows to be lost, while we do not yet.
+            if self.paused or self._file_task is not None or self._transport.is_closing():
                 return
             pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
             if not pieces and not last:
@@ -231,6 +232,8 @@ class Sender:
         small: list[bytes | memoryview] = []
         size = 0
         for segment in segments:
+            if self._transport.is_closing():
+                return
             if size + len(segment) > _JOIN_WRITE:
                 if small:
                     self._transport.write(b"".join(small))
