@@ -79,6 +79,14 @@ UVICORN = Server(
     needs=("a2wsgi", "httptools", "uvloop"),
 )
 
+BJOERN = Server(
+    name="bjoern",
+    distribution="bjoern",
+    environment="peers",
+    # It has one thread, whatever is asked, and is built from source: that needs the headers of libev.
+    arguments=("bjoern_server.py", "{port}", "{app}"),
+)
+
 # Those of hello.py.
 SERVERS = (OURS, WAITRESS, CEILING)
 
