@@ -1292,7 +1292,7 @@ def test_an_output_that_ended_is_garbage(make_side: MakeSide) -> None:
     gc.disable()
     try:
         side.output = Output(Wakeup(side.loop), bool, side.store)
-        assert not [one for one in gc.get_objects() if isinstance(one, Output) and one is not side.output]
+        assert not [one for one in gc.get_objects() if type(one) is Output and one is not side.output]
     finally:
         gc.enable()
 

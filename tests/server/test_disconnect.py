@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ServeInThread
 from tests.server.support import (
+    DEADLINE,
     Client,
     GatedApp,
     StreamingApp,
@@ -176,3 +177,21 @@ def test_many_clients_go_at_once(serve_in_thread: ServeInThread, leave: Callable
     eventually(lambda: held() == before, "as many sockets and files as before")
     with Client(server.address) as other:
         assert other.get("/other").body == b"plain"
+
+
+def test_asyncio_has_nothing_to_say_of_clients_that_leave_a_stream(
+    serve_in_thread: ServeInThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It warns of writes to a connection that it knows to be lost, once for each after the fifth."""
+    app = StreamingApp(chunk=b"x" * 100)  # small ones: hundreds of them are in a turn of the loop
+    server = serve_in_thread(app)
+    for _ in range(20):
+        app.closed.clear()
+        with Client(server.address) as client:
+            client.send(request("/stream"))
+            client.sock.recv(65_536)
+            client.reset()
+        assert app.closed.wait(DEADLINE)
+    server.stop()
+    # In debug mode it also tells of a slow machine.
+    assert [text for text in caplog.messages if "raised exception" in text or "closed" in text] == []

@@ -75,6 +75,9 @@ class Endless:
 class Greedy(asyncio.Transport):
     """A transport that takes all there is, as one does whose client reads as fast as the app writes."""
 
+    def is_closing(self) -> bool:
+        return False
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         pass
 

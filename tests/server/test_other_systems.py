@@ -39,7 +39,7 @@ class ProactorLike(asyncio.SelectorEventLoop):
     add_reader = remove_reader = add_writer = remove_writer = add_signal_handler = not_there
 '''
 
-SERVE = '''
+SERVE = """
 import http.client, logging, tempfile
 from waitress_async import Server
 
@@ -81,7 +81,7 @@ async def main():
 with asyncio.Runner(loop_factory=LOOP) as runner:
     runner.run(main())
 print("served")
-'''
+"""
 
 
 def run(*parts: str, tmp_path: Path) -> str:

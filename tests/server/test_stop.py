@@ -37,7 +37,7 @@ def refuses(address: tuple[str, int]) -> bool:
     try:
         with Client(address):
             return False
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # the latter while the listener closes
         return True
 
 

@@ -28,6 +28,7 @@ _SINGLE: Final = {
 
 # What a request line may hold beyond its target: a method, two spaces, a version.
 _AROUND_TARGET: Final = 64
+_LONGEST_METHOD: Final = _AROUND_TARGET - len("  HTTP/1.1")
 
 # Field sections up to this size, in bytes, are compared with the one before them.
 _REPEAT_LIMIT: Final = 2_048
@@ -186,7 +187,8 @@ class HeadReader:
 
     def _request_line_too_long(self, line: bytes) -> RequestError:
         beginning = line[: self._longest_line + 1]
-        if b"\n" in beginning or b" " not in beginning or not grammar.TOKEN.match(beginning):
+        method, _, _ = beginning.partition(b" ")
+        if b"\n" in beginning or len(method) > _LONGEST_METHOD or not grammar.TOKEN.match(beginning):
             return why_malformed(beginning)
         return self._target_too_long()
 

@@ -113,6 +113,7 @@ class Sender:
             return
         connection = self._connection
         for _ in range(_TAKES_A_TURN):
+            # asyncio warns of writes to a connection that it knows to be lost, while we do not yet.
             if self.paused or self._file_task is not None or self._transport.is_closing():
                 return
             pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
@@ -237,7 +238,7 @@ class Sender:
         small: list[bytes | memoryview] = []
         size = 0
         for segment in segments:
-            if self._transport.is_closing():  # asyncio warns of writes to a connection that is lost
+            if self._transport.is_closing():
                 return
             if size + len(segment) > _JOIN_WRITE:
                 if small:
