@@ -35,13 +35,14 @@ TIMEOUT = 30  # seconds, for whatever a process is waited for
 
 
 class Served:
-    """What run() was called with; `error` is what it raises."""
+    """What run() was called with; `error` is what it raises, after `meanwhile` was called."""
 
     app: Any = None
     settings: Settings | None = None
     notifier: Notifier | None = None
     reload: Callable[[], object] | None = None
     error: OSError | None = None
+    meanwhile: Callable[[], object] | None = None
 
     def run(
         self,
@@ -52,6 +53,8 @@ class Served:
         reload: Callable[[], object] | None = None,
     ) -> None:
         self.app, self.settings, self.notifier, self.reload = server._app, settings, notifier, reload
+        if self.meanwhile is not None:
+            self.meanwhile()
         if self.error is not None:
             raise self.error
 
@@ -242,6 +245,36 @@ def test_an_address_that_cannot_be_had_is_one_line(served: Served) -> None:
     assert result.stderr == "Error: Cannot listen on 127.0.0.1:8080: Address already in use\n"
 
 
+class Unraisable:
+    """`error` cannot be raised where it happens: Python tells a hook of it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_what_cannot_be_raised_is_still_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for names that are not ASCII: tests/frameworks/test_tls_command.py."""
+    told: list[object] = []
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        told.append(unraisable.exc_value)
+
+    errors = [ValueError(), UnicodeDecodeError("ascii", b"\xff", 0, 1, "not in range")]
+
+    def meanwhile() -> None:
+        for error in errors:
+            Unraisable(error)
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    served.meanwhile = meanwhile
+    assert invoke(APP).exit_code == 0
+    assert told == errors
+    assert sys.unraisablehook is hook
+
+
 def test_as_many_files_as_the_system_allows(served: Served) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
@@ -372,6 +405,19 @@ def test_check_config_tries_the_folder_of_temporary_files(served: Served, folder
         "Error: No such file or directory: temporary files cannot be made in 'missing' (setting: tmp_dir)\n"
     )
     assert list(folder.iterdir()) == []
+
+
+def test_check_config_tries_the_certificates(served: Served, folder: Path) -> None:
+    """It takes good ones: tests/settings/test_secret.py."""
+    result = invoke("--check-config", APP, "--certfile=missing.pem")
+    assert (result.exit_code, result.stdout) == (1, "")
+    path = str(folder / "missing.pem")
+    assert result.stderr == f"Error: Cannot read certfile {path!a}: No such file or directory\n"
+    (folder / "cert.pem").write_text("nothing")
+    assert error_of("--check-config", APP, "--certfile=cert.pem") == (
+        f"certfile {str(folder / 'cert.pem')!a} holds no certificate in PEM"
+    )
+    assert served.settings is None
 
 
 def test_check_config_imports_the_app(served: Served) -> None:

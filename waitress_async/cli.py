@@ -11,8 +11,8 @@ import re
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ from waitress_async.buffers import check_directory
 from waitress_async.errors import AppImportError, SettingsError
 from waitress_async.loader import load_app
 from waitress_async.server import Notifier, Server, listen_fds, run
+from waitress_async.server.server import load_tls
 from waitress_async.settings import (
     COMMAND_DECLARATIONS,
     DECLARATIONS,
@@ -156,7 +157,7 @@ def main(
     log_file = _configure_logging(command, level)
     server = Server(app, settings)
     if check_config:
-        _check_directory(settings)
+        _check_files(settings)
         click.echo(f"{command.app} can be served", err=print_config)  # stdout is TOML then
         return
     _serve(server, settings, log_file)
@@ -192,7 +193,8 @@ def _warn_of_unused_sockets(settings: Settings, given: Mapping[str, Given]) -> N
 
 
 def _as_toml(command: CommandSettings, settings: Settings, given: Mapping[str, Given]) -> str:
-    """Every setting and who gave it. What nobody gave is a comment."""
+    """Every setting and who gave it. What nobody gave is a comment, and so is a secret: a stand-in for it
+    would be taken for the secret by whoever reads this again."""
     owners = [(command, COMMAND_DECLARATIONS), (settings, DECLARATIONS)]
     return "\n".join(
         _toml_line(declaration, getattr(owner, declaration.name), given.get(declaration.name))
@@ -204,15 +206,17 @@ def _as_toml(command: CommandSettings, settings: Settings, given: Mapping[str, G
 
 def _toml_line(declaration: Declaration, value: object, given: Given | None) -> str:
     line = f"{declaration.name} = {_toml_value(declaration, value)}"
-    if given is None:
-        return f"# {line:<48} # default"
-    return f"{line:<50} # {_one_line(given.origin)}"
+    origin = _one_line(given.origin) if given else "default"
+    if given is None or declaration.is_secret:
+        return f"# {line:<48} # {origin}"
+    return f"{line:<50} # {origin}"
 
 
 def _toml_value(declaration: Declaration, value: object) -> str:
     if declaration.unit == "octal":
         return f"0o{value:o}"
-    text = json.dumps("" if value is None else value, ensure_ascii=False)  # of these types it makes TOML too
+    shown = "***" if declaration.is_secret and value else value
+    text = json.dumps("" if shown is None else shown, ensure_ascii=False)  # of these types it makes TOML too
     return _one_line(text)
 
 
@@ -233,11 +237,11 @@ def _load(name: str, command: CommandSettings) -> WSGIApplication:
         sys.exit(1)
 
 
-def _check_directory(settings: Settings) -> None:
-    try:
+def _check_files(settings: Settings) -> None:
+    """Try what a server tries when it starts, before it listens."""
+    with _told_in_a_line():
         check_directory(settings.tmp_dir)
-    except OSError as error:
-        raise click.ClickException(error.strerror or str(error)) from error
+        load_tls(settings)
 
 
 def _serve(server: Server, settings: Settings, log_file: _LogFile | None) -> None:
@@ -246,12 +250,40 @@ def _serve(server: Server, settings: Settings, log_file: _LogFile | None) -> Non
         notifier = Notifier.from_environ(os.environ, os.getpid())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    try:
+    with _told_in_a_line(), _server_names_untold():
         run(server, settings, notifier=notifier, reload=log_file.reload if log_file else None)
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """What a server raises when it cannot start is the last line of the command."""
+    try:
+        yield
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    except OSError as error:  # an address cannot be bound; the text names it
+    except OSError as error:  # such as for an address that cannot be bound; the text names it
         raise click.ClickException(error.strerror or str(error)) from error
+
+
+@contextmanager
+def _server_names_untold() -> Iterator[None]:
+    """Pass over what Python writes, with a traceback, when a client asks for a name that is not ASCII.
+
+    Its `ssl` decodes names before it asks for their context (`sni`), and tells this hook when it cannot. The
+    handshake fails, which the server logs, as it does for whatever else a client does wrong.
+    """
+    tell = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, UnicodeDecodeError) and error.object == unraisable.object):
+            tell(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = tell
 
 
 # -- logging

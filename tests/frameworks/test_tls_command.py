@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import signal
 import socket
@@ -111,6 +113,62 @@ def test_certificates_are_loaded_anew_on_sighup(site: Site, session: requests.Se
     status, lines = command.ended()
     assert status == 0
     assert not [line for line in lines if " INFO " not in line]
+
+
+def hello(name: str = "first.example") -> bytes:
+    """What a client sends first."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(received, sent, server_hostname=name).do_handshake()
+    return sent.read()
+
+
+def of_no_ascii() -> list[bytes]:
+    """Hellos that ask for a name that is not ASCII, or is no name."""
+    names = [
+        b"\xf6irst.example",
+        b"\xff" * 13,
+        "bücher.examp".encode(),
+        b"first\0example",
+        b"\0" * 13,
+        b"." * 13,
+    ]
+    assert {len(name) for name in names} == {13}
+    return [hello().replace(b"first.example", name) for name in names]
+
+
+def altered(count: int) -> list[bytes]:
+    """Hellos in which a few bytes are others, or some are missing or too many."""
+    chance = random.Random(6)
+    result = []
+    for _ in range(count):
+        data = bytearray(hello())
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(5, len(data))
+            data[at : at + chance.choice([0, 1, 1, 1, 2])] = chance.randbytes(chance.choice([0, 1, 1, 1, 3]))
+        result.append(bytes(data))
+    return result
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_clients_that_break_tls_leave_no_traceback(site: Site, loop: str) -> None:
+    """Python itself would write one, of a name that is not ASCII, to whoever chooses certificates by it."""
+    command, url = site.serving(f"--loop={loop}", "--sni=second.example=cert.pem,key.pem")
+    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+    for data in [*of_no_ascii(), *altered(150), b"GET / HTTP/1.1\r\n\r\n", bytes(1_000)]:
+        with socket.create_connection(address, TIMEOUT) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(65_536):
+                    pass
+    assert site.get(url).text == "https"
+    command.signal(signal.SIGTERM)
+    status, lines = command.ended()
+    assert status == 0
+    assert any(" INFO waitress_async: TLS handshake: 127.0.0.1:" in line for line in lines)
+    assert [line for line in lines if " INFO waitress_async: " not in line] == []
 
 
 def test_plain_http_is_sent_to_https(site: Site) -> None:

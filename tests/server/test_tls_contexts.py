@@ -30,9 +30,11 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.server.support import DEADLINE, in_thread, on_each_loop
+from tests.server.support import DEADLINE, in_thread, on_each_loop, settled
 from waitress_async.errors import SettingsError
+from waitress_async.server.server import load_tls
 from waitress_async.server.tls import TLS, environ_of
+from waitress_async.settings import Settings
 
 PASSWORD = "sésame\udcff"  # as a variable of the environment may be
 
@@ -255,7 +257,10 @@ class Files:
         self.settings.update(ca_certs=str(self.ca_certs), client_verify=mode)
 
     def load(self, **more: Any) -> TLS:
-        return TLS(**{**self.settings, "keyfile_password": self.password, **more})
+        options = {**self.settings, "keyfile_password": self.password, **more}
+        tls = load_tls(Settings.from_keywords(**options))
+        assert tls is not None
+        return tls
 
 
 @pytest.fixture
@@ -367,7 +372,7 @@ def test_certificate_and_key_may_share_a_file(files: Files, client: Client) -> N
     for file in ("default", "other"):
         parts = [(files.folder / f"{file}.{part}").read_bytes() for part in ("key", "crt")]
         files.put(f"{file}.pem", b"some text\n" + b"".join(parts))
-    sni = (f" other.example = {files.folder / 'other.pem'} ",)
+    sni = (f"other.example={files.folder / 'other.pem'}",)
     tls = files.load(certfile=str(files.folder / "default.pem"), keyfile=None, sni=sni)
     assert client.of(tls) == "default.example"
     assert client.of(tls, "other.example") == "other.example"
@@ -678,73 +683,6 @@ def test_nobody_is_asked_for_a_password_on_the_terminal(files: Files, who: str) 
 # -- settings
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "TLS has no meaning without setting certfile"),
-        ({"keyfile": "k"}, "keyfile has no meaning without setting certfile"),
-        ({"keyfile_password": "p"}, "keyfile_password has no meaning without setting certfile"),
-        ({"sni": ("a=b,c",)}, "sni has no meaning without setting certfile"),
-        (
-            {"ca_certs": "c", "client_verify": "required"},
-            "ca_certs has no meaning without setting certfile",
-        ),
-        ({"certfile": "c", "ca_certs": "a"}, "ca_certs has no meaning without setting client_verify"),
-        (
-            {"certfile": "c", "client_verify": "required"},
-            "client_verify cannot be required without setting ca_certs",
-        ),
-        (
-            {"certfile": "c", "client_verify": "optional"},
-            "client_verify cannot be optional without setting ca_certs",
-        ),
-    ],
-)
-def test_settings_that_contradict_each_other(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        TLS(**given)
-    assert str(caught.value) == message
-
-
-NOT_AN_ENTRY = "sni: %a is not NAME=CERTFILE,KEYFILE or NAME=CERTFILE"
-NOT_A_NAME = "sni: %a is not a host name or *.NAME in ASCII (xn--... for others)"
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        (["a.example"], NOT_AN_ENTRY % "a.example"),
-        (["a.example="], NOT_AN_ENTRY % "a.example="),
-        (["a.example=,k"], NOT_AN_ENTRY % "a.example=,k"),
-        (["a.example=c,"], NOT_AN_ENTRY % "a.example=c,"),
-        (["a.example=c,k,"], NOT_AN_ENTRY % "a.example=c,k,"),
-        (["a.example=c,k,b.example=c,k"], NOT_AN_ENTRY % "a.example=c,k,b.example=c,k"),
-        ([""], NOT_AN_ENTRY % ""),
-        (["=c,k"], NOT_A_NAME % ""),
-        (["bücher.example=c,k"], NOT_A_NAME % "bücher.example"),
-        (["a..example=c,k"], NOT_A_NAME % "a..example"),
-        ([".example=c,k"], NOT_A_NAME % ".example"),
-        (["a.example.=c,k"], NOT_A_NAME % "a.example."),
-        (["*=c,k"], NOT_A_NAME % "*"),
-        (["*.=c,k"], NOT_A_NAME % "*."),
-        (["a*.example=c,k"], NOT_A_NAME % "a*.example"),
-        (["*.*.example=c,k"], NOT_A_NAME % "*.*.example"),
-        (["a.*.example=c,k"], NOT_A_NAME % "a.*.example"),
-        (["https://a.example=c,k"], NOT_A_NAME % "https://a.example"),
-        (["a.example:443=c,k"], NOT_A_NAME % "a.example:443"),
-        (["a b=c,k"], NOT_A_NAME % "a b"),
-        (["a.example\n=c,k", "a.example=c,k"], "sni: a.example is there twice"),
-        (["A.example=c,k", "a.EXAMPLE=d,l"], "sni: a.example is there twice"),
-        ([f"{'a' * 64}.example=c,k"], NOT_A_NAME % f"{'a' * 64}.example"),
-        ([f"{'a.' * 126}aa=c,k"], NOT_A_NAME % f"{'a.' * 126}aa"),
-    ],
-)
-def test_sni_entries_that_are_wrong(files: Files, entries: list[str], message: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        files.load(sni=tuple(entries))
-    assert str(caught.value) == message
-
-
 def test_a_context_of_the_programs_is_used_as_it_is(files: Files, client: Client) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certfile, files.keyfile)
@@ -755,30 +693,6 @@ def test_a_context_of_the_programs_is_used_as_it_is(files: Files, client: Client
         tls.reload()
     assert str(caught.value) == "ssl_context cannot be reloaded; the program may call its load_cert_chain()"
     assert tls.context is context
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"certfile": "c"},
-        {"keyfile": "k"},
-        {"keyfile_password": "p"},
-        {"ca_certs": "c"},
-        {"client_verify": "optional"},
-        {"sni": ("a=c,k",)},
-    ],
-    ids=str,
-)
-def test_a_context_of_the_programs_excludes_the_rest(other: dict[str, Any]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with pytest.raises(SettingsError) as caught:
-        TLS(ssl_context=context, **other)
-    assert str(caught.value) == f"{next(iter(other))} may not be set if ssl_context is set"
-
-
-def test_a_clients_context_is_none_of_a_servers() -> None:
-    with pytest.raises(SettingsError, match="ssl_context is a client's"):
-        TLS(ssl_context=ssl.create_default_context())
 
 
 def test_paths_stay_when_the_directory_changes(
@@ -877,6 +791,28 @@ def test_a_reload_amid_handshakes_fails_none(files: Files, client: Client) -> No
         assert len(names) > 1
     assert client.of(tls) == f"default-{generations - 1}.example"
     exchange(*old)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes")
+def test_of_two_reloads_the_later_is_in_force(files: Files, client: Client) -> None:
+    """The first one has begun to read a key, from a pipe, when the second is asked for with newer files."""
+    tls = files.load()
+    files.issue("default", "early.example")
+    early_key = files.keyfile.read_bytes()
+    files.keyfile.unlink()
+    os.mkfifo(files.keyfile)
+    first, second = (threading.Thread(target=tls.reload, daemon=True) for _ in range(2))
+    first.start()
+    with files.keyfile.open("wb") as pipe:  # it has opened the other end
+        files.issue("default", "latest.example")
+        second.start()
+        assert settled(second.is_alive)  # it waits for its turn
+        assert client.of(tls) == "default.example"
+        pipe.write(early_key)
+    for thread in (first, second):
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    assert client.of(tls) == "latest.example"
 
 
 def test_a_reload_forgets_whom_it_no_longer_trusts(files: Files, tmp_path: Path) -> None:

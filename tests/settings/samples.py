@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from waitress_async.settings import COMMAND_DECLARATIONS, DECLARATIONS, Declaration
+from waitress_async.settings.casts import Secret
 
 ALL: Final[tuple[Declaration, ...]] = (*DECLARATIONS, *COMMAND_DECLARATIONS)
 TEXTUAL: Final = [declaration for declaration in ALL if not declaration.keyword_only]
@@ -32,7 +33,7 @@ SAMPLES: Final[Mapping[str, tuple[str, object]]] = {
     "proxy_protocol_timeout": ("500ms", 0.5),
     "certfile": ("cert.pem", "cert.pem"),
     "keyfile": ("key.pem", "key.pem"),
-    "keyfile_password": ("a secret", "a secret"),
+    "keyfile_password": ("a secret", Secret("a secret")),
     "ca_certs": ("ca.pem", "ca.pem"),
     "client_verify": ("optional", "optional"),
     "sni": ("a.example=a.pem *.b.example=b.pem,b.key", ("a.example=a.pem", "*.b.example=b.pem,b.key")),
@@ -66,9 +67,9 @@ SAMPLES: Final[Mapping[str, tuple[str, object]]] = {
 COMPANIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "trusted_proxy_count": ("trusted_proxy",),
     "trusted_proxy_headers": ("trusted_proxy",),
-    **dict.fromkeys(
-        ("keyfile", "keyfile_password", "ca_certs", "client_verify", "sni", "redirect_listen"), ("certfile",)
-    ),
+    **dict.fromkeys(("keyfile", "keyfile_password", "sni", "redirect_listen"), ("certfile",)),
+    "ca_certs": ("certfile", "client_verify"),
+    "client_verify": ("certfile", "ca_certs"),
 }
 
 

@@ -60,7 +60,8 @@ def test_sections_are_in_one_piece() -> None:
 
 @named(list(ALL))
 def test_a_wrong_type_names_the_setting(declaration: Declaration) -> None:
-    assert refusal(declaration, object()).startswith(f"{declaration.name}: <object object at ")
+    told = "object is not" if declaration.is_secret else "<object object at "
+    assert refusal(declaration, object()).startswith(f"{declaration.name}: {told}")
 
 
 @named(NUMBERS)
@@ -96,8 +97,8 @@ def test_choices(declaration: Declaration) -> None:
         f"{declaration.name}: 'none of them' is not one of {', '.join(declaration.choices)}"
     )
     for choice in declaration.choices:
-        assert make(declaration, choice) == choice
-        assert make(declaration, f" {choice.title()}\n") == choice
+        assert declaration.convert(choice) == choice
+        assert declaration.convert(f" {choice.title()}\n") == choice
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Ways:
         return printed({name: f"WAITRESS_ASYNC_{name.upper()}" for name in names})
 
     def pyproject(self, names: list[str]) -> Values:
-        self._write("pyproject.toml", "tool.waitress_async", {name: SAMPLES[name][0] for name in names})
+        self._write_project(names)
         return printed(dict.fromkeys(names, "pyproject.toml [tool.waitress_async]"))
 
     def toml(self, names: list[str]) -> Values:
@@ -79,8 +79,11 @@ class Ways:
 
     def load(self, names: list[str]) -> Values:
         """What is of the command alone is passed over."""
-        self.pyproject([name for name in names if BY_NAME[name] in DECLARATIONS])
+        self._write_project([name for name in names if BY_NAME[name] in DECLARATIONS])
         return changed(Settings.load())
+
+    def _write_project(self, names: list[str]) -> None:
+        self._write("pyproject.toml", "tool.waitress_async", {name: SAMPLES[name][0] for name in names})
 
     def _write(self, file: str, table: str, values: Values) -> None:
         lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
@@ -98,10 +101,13 @@ def printed(origins: Mapping[str, str], *arguments: str) -> Values:
     return {name: BY_NAME[name].convert(value) for name, (value, _) in given.items()}
 
 
-EVERYWHERE = [Ways.keyword, Ways.flag, Ways.variable, Ways.pyproject, Ways.toml, Ways.config]
 OF_SERVERS = [Ways.ini, Ways.load]
-EVERY_WAY = [(declaration, way) for declaration in TEXTUAL for way in EVERYWHERE] + [
-    (declaration, way) for declaration in TEXTUAL if declaration in DECLARATIONS for way in OF_SERVERS
+PRINTED = [Ways.flag, Ways.variable, Ways.pyproject, Ways.toml, Ways.config]
+EVERY_WAY = [
+    *((declaration, Ways.keyword) for declaration in TEXTUAL),
+    *((declaration, way) for declaration in TEXTUAL if declaration in DECLARATIONS for way in OF_SERVERS),
+    # Secrets are not printed: test_secret.py.
+    *((declaration, way) for declaration in TEXTUAL if not declaration.is_secret for way in PRINTED),
 ]
 
 

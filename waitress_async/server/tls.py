@@ -6,11 +6,15 @@ import errno
 import os
 import re
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
 from typing import Any, Final, Literal
 
 from waitress_async.errors import SettingsError
+from waitress_async.server.distinguished_names import name_text
+from waitress_async.settings import parse_sni
 
 Connection = ssl.SSLObject | ssl.SSLSocket
 
@@ -19,9 +23,6 @@ _VERIFY_MODES: Final = {
     "optional": ssl.CERT_OPTIONAL,
     "required": ssl.CERT_REQUIRED,
 }
-
-# A host name as a client sends it (RFC 6066 section 3): in ASCII, without a dot at its end.
-_SERVER_NAME: Final = re.compile(r"(?=.{1,253}\Z)(?:\*\.)?[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
 # How PEM begins (RFC 7468), in its older and its encrypted forms too.
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
@@ -55,53 +56,36 @@ class TLS:
         sni: Sequence[str] = (),
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """Load all that the arguments name. Paths are relative to the working directory of this moment.
+        """Load all that the arguments name, which are settings that agree with each other.
 
-        `certfile`: PEM, the server's certificate first, then those that lead to its root.
-        `keyfile`: PEM; none if the key is in `certfile`.
-        `keyfile_password`: for all keys that are encrypted. Nobody is asked for one on a terminal.
-        `ca_certs`: PEM, the authorities of the clients. If there are revocation lists in it, a client's
-        certificate is looked up in its authority's, which must be there and current.
-        `client_verify`: whether a client may ("optional") or must ("required") have a certificate. One that
-        cannot be verified is refused by both.
-        `sni`: entries `name=certfile,keyfile`, or `name=certfile`, for clients that ask for `name`. `*.name`
-        is for what has one label more, and no entry of its own. All others get `certfile`.
-        `ssl_context`: instead of all that, and used as it is.
+        Paths are relative to the working directory of this moment, and stay what they are then. One password
+        is for all keys that are encrypted; nobody is asked for one on a terminal. If there are revocation
+        lists in `ca_certs`, a client's certificate is looked up in its authority's, which must be there and
+        current. A client that cannot be verified is refused by "optional", too.
 
-        Raises SettingsError for arguments that contradict each other, and for a file that holds the wrong
-        thing; OSError, whose `strerror` is the sentence, for one that cannot be read. Both name the file.
+        Raises SettingsError for a file that holds the wrong thing, and OSError, whose `strerror` is the
+        sentence, for one that cannot be read. Both name the file.
         """
-        values = {
-            "certfile": certfile,
-            "keyfile": keyfile,
-            "keyfile_password": keyfile_password,
-            "ca_certs": ca_certs,
-            "client_verify": client_verify != "none",
-            "sni": sni,
-        }
-        given = [name for name, value in values.items() if value]
-        self._files: _Files | None = None
+        self._reloading = Lock()
         if ssl_context is not None:
-            _check_context(ssl_context, given)
+            self._files: _Files | None = None
             self.context = ssl_context
             return
-        if not certfile:
-            raise SettingsError(f"{given[0] if given else 'TLS'} has no meaning without setting certfile")
-        if ca_certs and client_verify == "none":
-            raise SettingsError("ca_certs has no meaning without setting client_verify")
-        if not ca_certs and client_verify != "none":
-            raise SettingsError(f"client_verify cannot be {client_verify} without setting ca_certs")
+        assert certfile is not None
         self._files = _Files(
             default=_Pair.of(certfile, keyfile),
-            by_name=_parse_sni(sni),
-            password=keyfile_password or None,
+            by_name={
+                name: _Pair.of(*paths, owner=f" of sni {name}") for name, paths in parse_sni(sni).items()
+            },
+            password=keyfile_password,
             ca_certs=_absolute(ca_certs) if ca_certs else None,
             verify_mode=_VERIFY_MODES[client_verify],
         )
         self.context = self._files.load()
 
     def reload(self) -> None:
-        """Load all files anew, for the connections to come. Any thread, one at a time.
+        """Load all files anew, for the connections to come. Any thread: one waits for the other, so that what
+        was read last is what is in force.
 
         It takes effect as a whole, or not at all: then it raises what the constructor raises, and what was
         loaded before goes on being used. SettingsError, too, for an `ssl_context` of the program's.
@@ -112,7 +96,8 @@ class TLS:
         # certificate with the old key, and a broken file would leave half of them. Nor can a context forget
         # anything: authorities, a certificate of another kind, or the keys of tickets, which let in clients
         # that were verified before.
-        self.context = self._files.load()
+        with self._reloading:
+            self.context = self._files.load()
 
 
 def environ_of(connection: Connection) -> dict[str, str]:
@@ -140,7 +125,7 @@ def environ_of(connection: Connection) -> dict[str, str]:
         except (ssl.SSLError, ValueError):
             pass  # names that are no text, which OpenSSL does not mind
         else:
-            environ["SSL_CLIENT_S_DN"] = _name_text(decoded.get("subject", ()))
+            environ["SSL_CLIENT_S_DN"] = name_text(decoded.get("subject", ()))
     return environ
 
 
@@ -184,7 +169,8 @@ class _Files:
         """The context of `default`, which hands a connection over to another if the client names it."""
         context = self._context(self.default)
         if self.by_name:
-            context.sni_callback = _Choice({name: self._context(pair) for name, pair in self.by_name.items()})
+            contexts = {name: self._context(pair) for name, pair in self.by_name.items()}
+            context.sni_callback = partial(_choose, contexts)
         return context
 
     def _context(self, pair: _Pair) -> ssl.SSLContext:
@@ -201,19 +187,16 @@ class _Files:
         return context
 
 
-class _Choice:
-    """Which context a connection goes on with. OpenSSL asks, during the handshake."""
-
-    def __init__(self, contexts: Mapping[str, ssl.SSLContext]) -> None:
-        self._contexts = contexts
-
-    def __call__(self, connection: Connection, name: str | None, _: object) -> None:
-        if name is None:
-            return
-        name = name.lower()
-        context = self._contexts.get(name) or self._contexts.get("*." + name.partition(".")[2])
-        if context is not None:
-            connection.context = context
+def _choose(
+    contexts: Mapping[str, ssl.SSLContext], connection: Connection, name: str | None, _: object
+) -> None:
+    """Have a connection go on with the context of `name`, if there is one. OpenSSL asks, in the handshake."""
+    if name is None:
+        return
+    name = name.lower()
+    context = contexts.get(name) or contexts.get("*." + name.partition(".")[2])
+    if context is not None:
+        connection.context = context
 
 
 def _load_pair(context: ssl.SSLContext, pair: _Pair, password: str | None) -> None:
@@ -296,89 +279,3 @@ def _absolute(path: str) -> str:
         return os.path.join(os.getcwd(), path)
     except OSError:  # the directory is gone; who opens the path will see
         return path
-
-
-# -- settings
-
-
-def _check_context(context: ssl.SSLContext, given: list[str]) -> None:
-    if given:
-        raise SettingsError(f"{given[0]} may not be set if ssl_context is set")
-    if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
-        raise SettingsError("ssl_context is a client's: make it with ssl.PROTOCOL_TLS_SERVER")
-
-
-def _parse_sni(entries: Iterable[str]) -> dict[str, _Pair]:
-    pairs: dict[str, _Pair] = {}
-    for entry in entries:
-        name, _, paths = (part.strip() for part in entry.partition("="))
-        certfile, comma, keyfile = (part.strip() for part in paths.partition(","))
-        name = name.lower()
-        if not certfile or bool(comma) != bool(keyfile) or "," in keyfile:
-            raise SettingsError(f"sni: {entry!a} is not NAME=CERTFILE,KEYFILE or NAME=CERTFILE")
-        if not _SERVER_NAME.fullmatch(name):
-            raise SettingsError(f"sni: {name!a} is not a host name or *.NAME in ASCII (xn--... for others)")
-        if name in pairs:
-            raise SettingsError(f"sni: {name} is there twice")
-        pairs[name] = _Pair.of(certfile, keyfile, f" of sni {name}")
-    return pairs
-
-
-# -- the subject of a certificate
-
-# What OpenSSL writes, in RFC 2253's footsteps, where `ssl` has another name.
-_SHORT_NAMES: Final = {
-    "commonName": "CN",
-    "countryCode3c": "c3",
-    "countryCode3n": "n3",
-    "countryName": "C",
-    "domainComponent": "DC",
-    "givenName": "GN",
-    "jurisdictionCountryName": "jurisdictionC",
-    "jurisdictionLocalityName": "jurisdictionL",
-    "jurisdictionStateOrProvinceName": "jurisdictionST",
-    "localityName": "L",
-    "organizationName": "O",
-    "organizationalUnitName": "OU",
-    "rfc822Mailbox": "mail",
-    "stateOrProvinceName": "ST",
-    "streetAddress": "street",
-    "surname": "SN",
-    "uniqueIdentifier": "uid",
-    "userId": "UID",
-}
-
-_SPECIAL: Final = re.compile(r'[,+"\\<>;]|[^ -~]|\A[ #]| \Z')
-
-_BIT_STRING: Final = 3
-_UTF8_STRING: Final = 12
-
-
-def _name_text(names: tuple[tuple[tuple[str, str | bytes], ...], ...]) -> str:
-    """A distinguished name as `ssl` has it, as text of RFC 2253: from the last to the first."""
-    return ",".join("+".join(_attribute_text(*pair) for pair in reversed(name)) for name in reversed(names))
-
-
-def _attribute_text(kind: str, value: str | bytes) -> str:
-    kind = _SPECIAL.sub(_escape, _SHORT_NAMES.get(kind, kind))
-    if isinstance(value, bytes):  # a string of bits, as many as there is room for
-        return f"{kind}=#{_der(_BIT_STRING, bytes(1) + value)}"
-    if kind[0].isdigit():  # section 2.4: what has no name is encoded; how it was, `ssl` does not tell
-        return f"{kind}=#{_der(_UTF8_STRING, value.encode())}"
-    return f"{kind}={_SPECIAL.sub(_escape, value)}"
-
-
-def _escape(match: re.Match[str]) -> str:
-    character = match[0]
-    if " " <= character <= "~":
-        return "\\" + character
-    return "".join(f"\\{byte:02X}" for byte in character.encode())
-
-
-def _der(tag: int, content: bytes) -> str:
-    """Hexadecimal of an encoded value (X.690 section 8.1)."""
-    size = len(content)
-    length = size.to_bytes((size.bit_length() + 7) // 8 or 1)
-    if size >= 0x80:
-        length = bytes([0x80 | len(length)]) + length
-    return (bytes([tag]) + length + content).hex().upper()

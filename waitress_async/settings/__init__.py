@@ -13,6 +13,7 @@ from waitress_async.settings.places import (
 )
 from waitress_async.settings.rules import LISTENING
 from waitress_async.settings.settings import DECLARATIONS, Settings
+from waitress_async.settings.sni import parse_sni
 from waitress_async.settings.sources import Given, read_configuration, read_sources
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SystemdPlace",
     "UnixPlace",
     "option_called",
+    "parse_sni",
     "read_configuration",
     "read_sources",
 ]

@@ -19,6 +19,17 @@ Prefix = NewType("Prefix", str)
 # A list of what holds no comma, such as addresses: commas separate too. None is the empty one.
 CommaList = NewType("CommaList", tuple[str, ...])
 
+
+class Secret(str):
+    """Text that is not to be shown. Its repr, which logs, tracebacks and other objects' reprs have of it,
+    tells nothing; to whoever uses it, it is a string."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 # The units of numbers, and how many of the smallest of its kind each is.
 UNITS: Final[dict[str, dict[str, int]]] = {
     "bytes": {"B": 1}
@@ -128,6 +139,14 @@ def to_optional_str(value: object) -> str | None:
     return None if value is None or value == "" else to_str(value)
 
 
+def to_optional_secret(value: object) -> Secret | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return Secret(value)
+    raise ValueError(f"{type(value).__name__} is not a string")  # and the value is not told
+
+
 def to_prefix(value: object) -> Prefix:
     path = to_str("" if value is None else value).strip().strip("/")
     return Prefix(f"/{path}" if path else "")
@@ -159,9 +178,11 @@ def to_sockets(value: object) -> tuple[socket.socket, ...]:
 
 
 def to_ssl_context(value: object) -> ssl.SSLContext | None:
-    if value is None or isinstance(value, ssl.SSLContext):
-        return value
-    raise ValueError(f"{value!r} is not an ssl.SSLContext")
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        raise ValueError(f"{value!r} is not an ssl.SSLContext")
+    if value is not None and value.protocol is ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError("it is a client's: make it with ssl.PROTOCOL_TLS_SERVER")
+    return value
 
 
 CASTS: Final[dict[object, Callable[[object], object]]] = {
@@ -172,6 +193,7 @@ CASTS: Final[dict[object, Callable[[object], object]]] = {
     float: to_float,
     str: to_str,
     str | None: to_optional_str,
+    Secret | None: to_optional_secret,
     Prefix: to_prefix,
     tuple[str, ...]: to_strings,
     CommaList: to_comma_list,

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from waitress_async.errors import SettingsError
-from waitress_async.settings.casts import CASTS, UNITS, CommaList, Mode, expand_units, in_bytes
+from waitress_async.settings.casts import CASTS, UNITS, CommaList, Mode, Secret, expand_units, in_bytes
 from waitress_async.settings.other_servers import option_called
 
 T = TypeVar("T")
@@ -64,6 +64,11 @@ class Declaration:
         return self.type in _LISTS
 
     @property
+    def is_secret(self) -> bool:
+        """Whether its value must not be shown."""
+        return bool(self.type == Secret | None)
+
+    @property
     def default_text(self) -> str:
         """The default with its unit, for a reader."""
         if self.default and self.unit == "bytes" and isinstance(self.default, int):
@@ -86,7 +91,8 @@ class Declaration:
     def convert(self, value: object) -> object:
         """Cast `value`, which may be a string, to the setting's type and check it.
 
-        Raises ValueError with the reason; it tells the value but not the setting's name.
+        Raises ValueError with the reason; it tells the value, unless that is a secret, but not the
+        setting's name.
         """
         if self.choices:
             choice = value.strip().lower() if isinstance(value, str) else value

@@ -27,6 +27,9 @@ _NO_RELOADER: Final = "there is no reloader: for development, watchfiles 'waitre
 _NO_ACCESS_LOG: Final = "there is no access log: the proxy in front or a WSGI middleware can write one"
 _MANAGER: Final = "the service manager does it, such as systemd"
 _FRONT: Final = "an answer has what the app gives it: a WSGI middleware can add more"
+_CERT_REQS: Final = "0 is none, 1 is optional, 2 is required"
+_CONTEXT: Final = "for others a program gives an ssl_context"
+_NO_HTTP2: Final = "HTTP/1.1 is spoken: a proxy in front can speak HTTP/2"
 _NO_ASGI: Final = "it is about ASGI, and this server runs WSGI apps"
 
 OPTIONS: Final[tuple[Option, ...]] = (
@@ -86,6 +89,26 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("uvicorn", ("proxy_headers",), "trusted_proxy", "and name the headers in trusted_proxy_headers"),
     Option("gunicorn", ("secure_scheme_headers", "forwarder_headers"), "trusted_proxy_headers"),
     Option("gunicorn", ("proxy_allow_ips", "proxy_allow_from"), "proxy_protocol_from"),
+    # TLS.
+    Option("uvicorn", ("ssl_certfile",), "certfile"),
+    Option("uvicorn", ("ssl_keyfile",), "keyfile"),
+    Option("uvicorn", ("ssl_keyfile_password",), "keyfile_password"),
+    Option("uvicorn", ("ssl_ca_certs",), "ca_certs", "with client_verify"),
+    Option("gunicorn", ("cert_reqs",), "client_verify", _CERT_REQS),
+    Option("uvicorn", ("ssl_cert_reqs",), "client_verify", _CERT_REQS),
+    Option("both", ("ssl_version",), remark=f"it is TLS 1.2 and up: {_CONTEXT}"),
+    Option("gunicorn", ("ciphers",), remark=f"they are those of Python's ssl: {_CONTEXT}"),
+    Option("uvicorn", ("ssl_ciphers",), remark=f"they are those of Python's ssl: {_CONTEXT}"),
+    Option("uvicorn", ("ssl_context_factory",), "ssl_context", "which is a context, for programs"),
+    Option(
+        "gunicorn",
+        ("do_handshake_on_connect",),
+        remark="handshakes are on the event loop, within tls_handshake_timeout",
+    ),
+    Option("gunicorn", ("suppress_ragged_eofs",), remark="they always are"),
+    Option("gunicorn", ("http_protocols", "http2_cleartext"), remark=_NO_HTTP2),
+    Option("gunicorn", ("http2_max_concurrent_streams", "http2_initial_window_size"), remark=_NO_HTTP2),
+    Option("gunicorn", ("http2_max_frame_size", "http2_max_header_list_size"), remark=_NO_HTTP2),
     # Bounds and files.
     Option("gunicorn", ("limit_request_line",), "max_request_target_size"),
     Option("gunicorn", ("limit_request_fields",), "max_request_header_fields"),

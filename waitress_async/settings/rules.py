@@ -88,20 +88,20 @@ def check_proxy_headers(headers: tuple[str, ...]) -> None:
         )
 
 
-def check_sni(entries: tuple[str, ...]) -> None:
-    for entry in entries:
-        name, _, files = entry.partition("=")
-        if not name or not files:
-            raise ValueError(f"{entry!r} is not NAME=CERTFILE or NAME=CERTFILE,KEYFILE")
-
-
-def check_tls(certfile: str | None, context: object, **others: object) -> None:
-    """`others` are what has no meaning without a certificate, and must not stand beside a context."""
-    given = [name for name, value in others.items() if value not in (None, (), "none")]
-    if context is not None and (certfile or given):
+def check_tls(
+    certfile: str | None, ssl_context: object, *, ca_certs: str | None, client_verify: str, **others: object
+) -> None:
+    """`others`, as those before them, belong to `certfile`."""
+    values = {**others, "ca_certs": ca_certs, "client_verify": client_verify != "none"}
+    given = [name for name, value in values.items() if value]
+    if ssl_context is not None and (certfile or given):
         raise SettingsError(f"{', '.join(given) or 'certfile'} may not be set if ssl_context is set")
-    if given and not (certfile or context):
+    if given and not (certfile or ssl_context):
         raise SettingsError(f"{', '.join(given)} has no meaning unless certfile is set")
+    if ca_certs and client_verify == "none":
+        raise SettingsError("ca_certs has no meaning without setting client_verify")
+    if not ca_certs and client_verify != "none":
+        raise SettingsError(f"client_verify cannot be {client_verify} without setting ca_certs")
 
 
 def check_printable(text: str | None) -> None:

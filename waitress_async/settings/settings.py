@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from waitress_async.errors import SettingsError
-from waitress_async.settings.casts import CommaList, Mode, Prefix
+from waitress_async.settings.casts import CommaList, Mode, Prefix, Secret
 from waitress_async.settings.command import COMMAND_DECLARATIONS
 from waitress_async.settings.declaration import (
     Declaration,
@@ -44,9 +44,9 @@ from waitress_async.settings.rules import (
     check_printable,
     check_proxy_headers,
     check_proxy_settings,
-    check_sni,
     check_tls,
 )
+from waitress_async.settings.sni import parse_sni
 from waitress_async.settings.sources import Given, read_sources
 
 _A_YEAR: Final = 365 * 24 * 3600  # timers overflow somewhere beyond; nobody waits so long
@@ -208,10 +208,11 @@ class Settings:
         help="Its private key; none is the one in certfile.",
         section=_TLS,
     )
-    keyfile_password: str | None = setting(
+    keyfile_password: Secret | None = setting(
         None,
         unit="password",
-        help="Password of the private keys, if they are encrypted.",
+        help="Password of the private keys, if they are encrypted. Better not by the flag, which others can "
+        "see in the list of processes.",
         section=_TLS,
     )
     ca_certs: str | None = setting(
@@ -228,7 +229,7 @@ class Settings:
     sni: tuple[str, ...] = setting(
         (),
         unit="name=cert,key",
-        check=check_sni,
+        check=parse_sni,
         help="Certificates for other names, which may be wildcards such as *.example.org. "
         "Several are separated by spaces, or the flag is repeated.",
         section=_TLS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ _MOST_BYTES: Final = 1_048_576
 class Given:
     """A value, and who gave it."""
 
-    value: object  # as somebody wrote it, or cast already; the settings that are made of it cast and check it
+    # As somebody wrote it, which may be a secret, or cast already; the settings made of it cast and check it.
+    value: object = field(repr=False)
     origin: str  # as a person calls it: a file, a variable, a flag
 
 
