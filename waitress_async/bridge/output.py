@@ -117,7 +117,7 @@ class Output:
     # -- the app's thread
 
     def start(self) -> bool:
-        """A thread is about to call the app for it. Returns False if it was revoked; from now on it cannot be."""
+        """A thread is about to call the app for it: from now on it is not revoked. False if it was already."""
         with self._lock:
             self._started = not self._revoked
             return self._started

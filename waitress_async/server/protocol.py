@@ -510,7 +510,7 @@ class HTTPProtocol(asyncio.Protocol):
 
     @property
     def awaits_request(self) -> bool:
-        """Whether nothing is under way, but perhaps a part of a request head; and no answer is being taken."""
+        """Whether nothing is under way, neither way, but perhaps a part of a request head."""
         return (
             self._exchange is None
             and self._linger_until is None

@@ -426,16 +426,16 @@ class Server:
         connections = runtime.connections
         self._phase = Phase.DRAINING
         sent_before = runtime.responses
-        self._log("Stopping: %d connections are open", len(connections))
+        self._log("Stopping: %d connection(s) open", len(connections))
         try:
             await self._delay()
             async with asyncio.timeout_at(self._stop_at) as self._deadline:
                 queued = connections.stop_listening()
-                self._log("Listening no more; %d connections that waited were accepted", queued)
+                self._log("Listening no more: %d waiting connection(s) accepted", queued)
                 connections.drain()
                 await asyncio.sleep(_LAST_CALL)  # for requests that are on their way, or not read yet
                 idle = connections.close_idle()
-                self._log("%d idle connections closed, %d under way", idle, len(connections) - idle)
+                self._log("Closed %d idle connection(s): %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
                 await self._close_pools()
         except TimeoutError:
@@ -486,7 +486,7 @@ class Server:
         for name, stack in stuck:
             runtime.log.log(logging.WARNING, "%s is stuck here:\n%s", name, stack)
         runtime.cuts.flush(math.inf)
-        self._log("Stopped: %d responses sent since the stop began, %d connections cut", *self._outcome)
+        self._log("Stopped: %d response(s) sent since the stop began, %d connection(s) cut", *self._outcome)
         runtime.log.close()
         await runtime.log.wait_closed(_UNWIND_TIMEOUT)
 
