@@ -45,7 +45,7 @@ MODULES: dict[str, set[str]] = {
     "asyncio": {"bridge", "buffers", "server"},
     "uvloop": {"server"},
     "socket": {"server", "settings"},
-    "select": {"server/protocol"},
+    "select": {"server/peer_state"},
     "selectors": set(),
     "ssl": {"server/tls", "server/connections", "settings"},
     "time": {"bridge", "server"},

@@ -20,6 +20,21 @@ TIMEOUT: Final = 30  # seconds, for whatever a process is waited for
 
 _SERVING = re.compile(r"^\S+ \S+ INFO waitress_async: Serving on (http://127\.0\.0\.1:([0-9]+))$")
 
+_PHASE = re.compile(
+    r"\b(Stopping: \d+ connection|Listening no more: \d+ waiting|Closed \d+ idle .*: \d+ under way"
+    r"|Stopped: \d+ response.*, \d+ connection)"
+)
+
+
+def without_phases(lines: list[str]) -> list[str]:
+    """What was said beside the phases of a stop, of which the first and the last must be there."""
+    phases = [line for line in lines if _PHASE.search(line)]
+    if phases:
+        assert "Stopping: " in phases[0]
+        assert phases[-1] == lines[-1]
+        assert "Stopped: " in lines[-1]
+    return [line for line in lines if line not in phases]
+
 
 class Start(Protocol):
     def __call__(self, *arguments: str, cwd: Path = ..., port: int = ...) -> Command: ...
@@ -81,12 +96,13 @@ class Command:
         self.process.send_signal(number)
 
     def ended(self) -> tuple[int, list[str]]:
-        """Wait for the end. Return the exit status and the lines that were not read yet."""
+        """Wait for the end. Return the exit status and the lines that were not read yet, but for those that
+        tell of the phases of a stop."""
         status = self.process.wait(TIMEOUT)
         lines = []
         while (line := self.line()) is not None:
             lines.append(line)
-        return status, lines
+        return status, without_phases(lines)
 
     def until_it_refuses(self) -> None:
         """Wait until nobody listens any more: the stop has begun."""

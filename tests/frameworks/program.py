@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from tests.frameworks.command import ROOT, TIMEOUT, environment
+from tests.frameworks.command import ROOT, TIMEOUT, environment, without_phases
 
 _SERVING = re.compile(r"Serving on (https?://\S+:[0-9]+)$")
 
@@ -53,10 +53,11 @@ class Program:
         raise AssertionError(f"exit {self.process.wait(TIMEOUT)}: {''.join(lines)}")
 
     def end(self, number: signal.Signals) -> tuple[int, str, list[str]]:
-        """Send it a signal. Return the exit status, stdout, and the rest of stderr, in lines."""
+        """Send it a signal. Return the exit status, stdout, and the rest of stderr, in lines, but for those
+        that tell of the phases of the stop."""
         self.process.send_signal(number)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         lines = self.process.stderr.read().splitlines()
         out = self.process.stdout.read()
-        return self.process.wait(TIMEOUT), out, lines
+        return self.process.wait(TIMEOUT), out, without_phases(lines)

@@ -78,8 +78,14 @@ def reset(sock: socket.socket) -> None:
 
 
 def assert_only_warned_of_the_thread(lines: list[str]) -> None:
-    assert re.search(r"\b1 thread\(s\) still running: waitress_async-[0-9]+$", lines[-1])
-    assert all(" WARNING waitress_async: " in line for line in lines)
+    running, stuck, *stack = lines
+    match = re.search(
+        r" WARNING waitress_async: 1 thread\(s\) still running: (waitress_async-[0-9]+)$", running
+    )
+    assert match
+    assert stuck.endswith(f" WARNING waitress_async: {match[1]} is stuck here:")
+    assert any('/gated.py", line ' in line for line in stack)
+    assert all(line.startswith("  ") for line in stack if line)
 
 
 def begin(url: str, path: str) -> requests.Response:

@@ -131,7 +131,7 @@ def test_one_line(name: str) -> None:
     case = CASES[name]
     with Program("-c", script(case.framework, case.arguments)) as program, requests.Session() as session:
         session.trust_env = False
-        url = program.serving().replace("https:", "http:")
+        url = program.serving()
         for _ in range(2):
             answer = session.get(url + case.path, headers=case.sent, timeout=TIMEOUT)
             expected: dict[str, Any] = {

@@ -52,7 +52,8 @@ def server(leaves_nothing: None, shop: Flask) -> Iterator[StoppableServer]:
 
 
 def get(url: str) -> requests.Response:
-    return requests.get(url, timeout=TIMEOUT)
+    """One kept open would be closed when the collector finds urllib3's pool."""
+    return requests.get(url, headers={"Connection": "close"}, timeout=TIMEOUT)
 
 
 def refused(url: str) -> bool:

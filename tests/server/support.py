@@ -128,7 +128,7 @@ def nothing_left() -> Iterator[None]:
     yield
     assert server_threads() == threads
     if sys.platform == "linux":
-        assert held() == files, descriptors()
+        assert held() == files, (files, descriptors())
 
 
 # -- apps

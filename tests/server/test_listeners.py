@@ -258,7 +258,7 @@ async def test_a_given_socket_whose_port_is_in_use() -> None:
     [
         ({"host": "0.0.0.0"}, "http://127.0.0.1:{port}"),
         pytest.param({"host": "::"}, "http://[::1]:{port}", marks=needs_ipv6),
-        ({"host": "127.0.0.1", "url_scheme": "https"}, "https://127.0.0.1:{port}"),
+        ({"host": "127.0.0.1", "url_scheme": "https"}, "http://127.0.0.1:{port}"),  # a proxy speaks the other
     ],
 )
 def test_a_url_is_one_that_this_machine_can_use(

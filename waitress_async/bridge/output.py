@@ -72,6 +72,7 @@ class Output:
         "_last",
         "_lock",
         "_on_ready",
+        "_revoked",
         "_ring",
         "_sending",
         "_size",
@@ -111,14 +112,15 @@ class Output:
         self._closed = False
         self._callbacks: list[Callable[[], object]] = []  # of the app, for when the client leaves
         self._started = False  # a thread is about to call the app, or has
+        self._revoked = False  # none will
 
     # -- the app's thread
 
     def start(self) -> bool:
-        """Whether the app is to be called for it; from then on it cannot be revoked."""
+        """A thread is about to call the app for it: from now on it is not revoked. False if it was already."""
         with self._lock:
-            self._started = True
-            return not self._closed
+            self._started = not self._revoked
+            return self._started
 
     def begin(self, head: ResponseHead, length: int | None) -> None:
         """Set the head. It crosses with the first of the body."""
@@ -365,7 +367,7 @@ class Output:
         with self._lock:
             if self._started:
                 return False
-            self._closed = True
+            self._revoked = self._closed = True
             return True
 
     def take(self, limit: int) -> tuple[list[Piece], bool]:

@@ -39,6 +39,9 @@ _NEVER: Final = 86_400.0
 # At the limit, this part of it is closed at once: looking for the longest idle ones takes its time.
 _EVICTED: Final = 20
 
+# Of those that wait at the end, so many are accepted of each listener. Linux's default is as many.
+_WAITING: Final = 4_096
+
 # At the limit it is reached again with every connection that closes; that is said so often, in seconds.
 _TELL_INTERVAL: Final = 10.0
 
@@ -111,6 +114,7 @@ class Connections:
         """At the limit, with somebody waiting to be accepted."""
         self._told_full = False
         self._tell_full_after = -math.inf
+        self._found_none_at = -math.inf  # when nobody could make room, by `clock`
         self._draining = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep_interval = sweep_interval
@@ -132,20 +136,20 @@ class Connections:
     def listen(self, sockets: list[ListeningSocket]) -> None:
         """Accept from these, which are ours from now on."""
         self._listeners = [
-            Listener(self._loop, listening, self._has_room, self._accept, self._accept_failed)
+            Listener(self._loop, listening, self._make_room, self._accept, self._accept_failed)
             for listening in sockets
         ]
         for listener in self._listeners:
             listener.resume()
 
     def stop_listening(self) -> int:
-        """Accept what waits already, and then no more. Returns how many that were."""
-        before = len(self)
+        """Accept what waits already, whatever the limit, and then no more. Returns how many that were."""
+        accepted = 0
         for listener in self._listeners:
-            listener.accept_waiting()
+            accepted += listener.accept_waiting(_WAITING)
             listener.close()
         self._listeners = []
-        return len(self) - before
+        return accepted
 
     def is_draining(self) -> bool:
         """Whether every response is to be the last of its connection. Any thread."""
@@ -166,8 +170,8 @@ class Connections:
             arrival.cancel()
         return len(idle) + len(self._arrivals)
 
-    def _has_room(self) -> bool:
-        """Whether one more may be accepted. At the limit, the longest idle ones make room for it."""
+    def _make_room(self) -> bool:
+        """Whether somebody who waits may be accepted. At the limit, the longest idle ones make room."""
         if len(self) < self._limit:
             return True
         self.full = True
@@ -180,22 +184,26 @@ class Connections:
         """Close some of the connections that are idle, or else have but begun to send a request head, or to
         say what comes before requests: a PROXY header, or a TLS handshake.
 
-        Those whose turn it has been for the longest go first. Returns whether there were any.
+        Those whose turn it has been for the longest go first, and nobody who has only just come. Returns
+        whether there were any. If not, nobody is looked for again before the next sweep.
         """
+        if self._found_none_at == self.clock:
+            return False
         awaiting = [
             (not protocol.is_idle, protocol.turn_since, protocol.close)
             for protocol in self._protocols
-            if protocol.awaits_request
+            if protocol.turn_since <= self.clock and protocol.awaits_request
         ]
         awaiting += [
-            (True, arrival.since, arrival.cancel)
-            for arrival in self._arrivals
-            if self.clock > arrival.since  # and has not only just come
+            (True, arrival.since, arrival.cancel) for arrival in self._arrivals if arrival.since <= self.clock
         ]
+        if not awaiting:
+            self._found_none_at = self.clock
+            return False
         count = max(1, self._limit // _EVICTED)
         for _, _, close in heapq.nsmallest(count, awaiting, key=lambda one: one[:2]):
             close()
-        return bool(awaiting)
+        return True
 
     def _tell_full(self) -> None:
         now = self._loop.time()
@@ -207,8 +215,8 @@ class Connections:
                 "total open connections reached the connection limit, no longer accepting new connections",
             )
 
-    def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> None:
-        """Take over an accepted socket."""
+    def _accept(self, sock: socket.socket, address: Address, listener: Listener) -> bool:
+        """Take over an accepted socket. Returns whether there is room for another."""
         arrival = Arrival(self.stamp, sock, address, listener)
         self._open.add(arrival)
         self._arrivals.add(arrival)
@@ -217,6 +225,7 @@ class Connections:
         if self._sweeper is None:
             self._swept_at = self._loop.time()
             self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
+        return len(self) < self._limit
 
     async def _arrive(self, arrival: Arrival) -> None:
         """See an accepted socket to its transport."""
@@ -304,7 +313,7 @@ class Connections:
             if not self._hosts[counted.remote_addr]:
                 del self._hosts[counted.remote_addr]
         self._lost.set()
-        if self.full and len(self) < self._limit:
+        if len(self) == self._limit - 1:
             self.full = False
             self._resume_listening()
             if self._told_full:

@@ -68,6 +68,64 @@ class Pace:
         return self._in_hand < 0
 
 
+class Patience:
+    """How long the client of one connection has been waited for. Asked once a sweep, of which `now` is the
+    clock and `elapsed` what it moved, in seconds."""
+
+    __slots__ = ("_body", "_head_of", "_head_since", "_response", "_settings", "turn_since")
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self._settings = settings
+        self.turn_since = now
+        """When its turn to send a request began."""
+        self._head_of = -1  # requests before the head that is awaited
+        self._head_since = 0.0  # when that was first seen to have begun
+        self._body: Pace | None = None
+        self._response: Pace | None = None
+
+    def is_idle_too_long(self, now: float, requests: int) -> bool:
+        """Whether nothing of a request has come for longer than may be. `requests` were made before it."""
+        self._head_of = -1
+        timeout = self._settings.channel_timeout if requests else self._settings.header_timeout
+        return bool(timeout) and now - self.turn_since >= timeout
+
+    def is_head_late(self, now: float, requests: int) -> bool:
+        """Whether a request head, of which some has come, is not whole when it has to be."""
+        if self._head_of != requests:
+            self._head_of = requests
+            self._head_since = now
+        timeout = self._settings.header_timeout
+        return bool(timeout) and now - self._head_since >= timeout
+
+    def is_body_late(self, received: int, elapsed: float) -> bool:
+        """Whether a body that is waited for comes too slowly; `received` is all that came, in bytes."""
+        rate = self._settings.body_min_rate
+        if self._body is None:
+            self._body = self._pace(rate)
+            return False
+        return self._body.is_too_slow(received, elapsed, rate)
+
+    def body_has_come(self) -> None:
+        """No body is on its way: the next one has its time anew."""
+        self._body = None
+
+    def is_response_late(self, taken: int, elapsed: float) -> bool:
+        """Whether a response that waits is taken too slowly; `taken` is all that was taken, in bytes."""
+        rate = self._settings.response_min_rate
+        if self._response is None:
+            self._response = self._pace(rate)
+            return False
+        return self._response.is_too_slow(taken, elapsed, rate)
+
+    def response_is_taken(self) -> None:
+        """Nothing waits for the client to take it: what comes next has its time anew."""
+        self._response = None
+
+    def _pace(self, rate: float) -> Pace | None:
+        """From no progress: what it did before is to its credit."""
+        return Pace(0, self._settings.min_rate_grace) if rate else None
+
+
 class CutLog:
     """Says who was cut and why: a line each, and when there are too many, how many more."""
 

@@ -54,8 +54,10 @@ class Exchange:
         """Call the app. In a pool thread; the body is complete, or streamed."""
         body = self.body
         output = self.output
+        if not output.start():
+            return  # the loop has answered, and the body is the loop's
         try:
-            if not output.start():
+            if output.is_closed():  # nobody waits for it any more
                 return
             environ = self._make_environ()
             if environ is None:

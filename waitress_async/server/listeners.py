@@ -298,15 +298,16 @@ class Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         listening: ListeningSocket,
-        has_room: Callable[[], bool],
-        on_accept: Callable[[socket.socket, Address, Listener], object],
+        make_room: Callable[[], bool],
+        on_accept: Callable[[socket.socket, Address, Listener], bool],
         on_error: Callable[[OSError], object],
     ) -> None:
-        """`has_room()` says whether one more may be accepted; `on_accept(sock, address, listener)` takes it
-        over; `on_error` is told why none could be accepted."""
+        """`make_room()` says whether somebody who waits may be accepted; `on_accept(sock, address, listener)`
+        takes over who was, and says whether there is room for another; `on_error` is told why none could be.
+        """
         self._loop = loop
         self._listening = listening
-        self._has_room = has_room
+        self._make_room = make_room
         self._on_accept = on_accept
         self._on_error = on_error
         self._accepting = False
@@ -340,32 +341,41 @@ class Listener:
         self.pause()
         self._listening.close()
 
-    def accept_waiting(self) -> None:
-        """Accept all that have connected already, as far as there is room."""
-        while self._accept():
-            pass
+    def accept_waiting(self, limit: int) -> int:
+        """Accept those that have connected already, at most `limit`. Returns how many that were."""
+        for count in range(limit):
+            if self._accept_one() is None:
+                return count
+        return limit
 
-    def _accept(self) -> bool:
-        """Returns whether more may be waiting."""
-        for _ in range(_BATCH):
-            if not self._has_room():
-                return False
-            try:
-                sock, address = self._listening.sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return False
-            except OSError as error:
-                self._on_error(error)
-                return False
-            sock.setblocking(False)
-            self._on_accept(sock, address_of(address), self)
-        return True
+    def _accept(self) -> None:
+        """Somebody waits."""
+        if self._make_room():
+            for _ in range(_BATCH):
+                if not self._accept_one():
+                    return
+
+    def _accept_one(self) -> bool | None:
+        """Returns whether there is room for another; None if nobody was accepted."""
+        try:
+            sock, address = self._listening.sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return None
+        except OSError as error:
+            self._on_error(error)
+            return None
+        sock.setblocking(False)
+        return self._on_accept(sock, address_of(address), self)
 
     async def _accept_by_loop(self) -> None:
-        while self._has_room():
+        """Accept one at a time. That somebody waits is not known here, so nobody is asked to make room."""
+        has_room = True
+        while has_room:
             try:
                 sock, address = await self._loop.sock_accept(self._listening.sock)
             except OSError as error:
                 self._on_error(error)
                 return
-            self._on_accept(sock, address_of(address), self)
+            has_room = self._on_accept(sock, address_of(address), self)
+        self._accepting = False
+        self._task = None

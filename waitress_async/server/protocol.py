@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import select
-import socket
-import struct
 import sys
 from typing import Final, cast
 
@@ -23,13 +20,14 @@ from waitress_async.errors import (
     ServiceUnavailable,
 )
 from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
-from waitress_async.server.deadlines import Deadline, Pace
+from waitress_async.server.deadlines import Deadline, Patience
 from waitress_async.server.ends import Ends
 from waitress_async.server.exchange import Exchange, no_room
 from waitress_async.server.listeners import format_address
+from waitress_async.server.peer_state import acknowledged, is_gone, reset
+from waitress_async.server.redirect import https_url
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
-from waitress_async.server.tls import environ_of
 from waitress_async.wsgi import base_environ
 
 # Bytes of later requests that are held while one is answered, before reading is paused.
@@ -43,14 +41,6 @@ _PIECES_A_TURN: Final = 512
 _LINGER_BYTES: Final = 16_777_216
 
 _RETRY_AFTER: Final = 1  # seconds
-
-_TCP_CLOSE: Final = 7  # of tcp_info's state, which for a reset connection it is (linux/tcp_states.h)
-
-_HTTPS_PORT: Final = 443
-
-_BYTES_ACKED: Final = struct.Struct("120xQ")  # of tcp_info (linux/tcp.h)
-
-_LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # on, no seconds: closing is a reset (socket(7))
 
 
 class Wait(enum.Enum):
@@ -75,29 +65,24 @@ class HTTPProtocol(asyncio.Protocol):
     __slots__ = (
         "_base_environ",
         "_body_full",
-        "_body_pace",
         "_connection",
         "_continue_due",
         "_counted",
-        "_encrypted",
         "_exchange",
-        "_head_since",
         "_is_whole",
         "_linger_bytes",
         "_linger_until",
+        "_patience",
         "_pump",
         "_reading_paused",
         "_received",
         "_redirect_port",
         "_requests",
-        "_response_pace",
         "_runtime",
         "_sender",
-        "_told_sent",
         "_transport",
         "_trust",
         "_yielded",
-        "turn_since",
     )
 
     def __init__(self, runtime: Runtime, ends: Ends, redirect_port: int | None = None) -> None:
@@ -107,7 +92,6 @@ class HTTPProtocol(asyncio.Protocol):
         self._trust = trust if trust.rewrites else None
         self._connection = Connection(runtime.limits, trust.memo)
         self._redirect_port = redirect_port
-        self._encrypted = False
         settings = runtime.settings
         self._base_environ = base_environ(
             server_name=settings.server_name,
@@ -129,14 +113,9 @@ class HTTPProtocol(asyncio.Protocol):
         self._counted = 0  # bytes received and not understood, counted as memory
         self._requests = 0  # that have begun
         self._received = 0  # bytes
-        self.turn_since = 0.0
-        """When the client's turn to send a request began, by the sweep's clock."""
-        self._head_since: tuple[int, float] | None = None  # requests before it, and when it was first seen
-        self._body_pace: Pace | None = None
-        self._response_pace: Pace | None = None
-        self._linger_until: float | None = None
+        self._patience = Patience(settings, runtime.connections.stamp)
+        self._linger_until: float | None = None  # by the sweep's clock
         self._linger_bytes = 0
-        self._told_sent = 0  # of the sender's progress, what the system has for sure, under TLS
 
     # -- asyncio's callbacks
 
@@ -152,11 +131,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._response_complete,
         )
         self._pump = self._sender.pump
-        if (encryption := transport.get_extra_info("ssl_object")) is not None:
-            self._encrypted = True
-            self._pump = self._pump_encrypted
-            self._base_environ.update(environ_of(encryption))
-        self.turn_since = runtime.connections.stamp
+        self._patience.turn_since = runtime.connections.stamp
         runtime.connections.made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -171,15 +146,8 @@ class HTTPProtocol(asyncio.Protocol):
                 self._transport.abort()
 
     def eof_received(self) -> bool:
-        """The client has said all it will. It is still owed what it asked for.
-
-        Not under TLS, of which asyncio leaves no half open: what is written is sent, and nothing more.
-        """
+        """The client has said all it will. It is still owed what it asked for."""
         self._connection.receive_eof()
-        if self._encrypted:
-            self._sender.drop_source()
-            self._close_by(self._runtime.settings.linger_timeout)
-            return False
         if self._connection.receiving is _CLOSED:
             self._close()
         else:
@@ -210,6 +178,11 @@ class HTTPProtocol(asyncio.Protocol):
         """The client's address, as far as connections tell."""
         address: str = self._base_environ["REMOTE_ADDR"]
         return address
+
+    @property
+    def turn_since(self) -> float:
+        """When the client's turn to send a request began, by the sweep's clock."""
+        return self._patience.turn_since
 
     # -- requests
 
@@ -316,7 +289,8 @@ class HTTPProtocol(asyncio.Protocol):
             self._connection.close_after_response()
         if self._redirect_port is not None:
             self._connection.stop_receiving()
-            self._refuse(PermanentRedirect(self._https_url(request)))
+            url = https_url(request, runtime.settings.server_name, self._redirect_port)
+            self._refuse(PermanentRedirect(url))
             return
         if self._trust is not None:
             try:
@@ -339,18 +313,6 @@ class HTTPProtocol(asyncio.Protocol):
             self._queue(exchange)
         elif not self._body_full:
             self._send_continue()
-
-    def _https_url(self, request: Request) -> str:
-        """What is asked for, by https. A target in absolute form has become the Host field already."""
-        host = request.fields.get("HTTP_HOST") or self._runtime.settings.server_name
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        port = "" if self._redirect_port == _HTTPS_PORT else f":{self._redirect_port}"
-        _, scheme, rest = request.target.partition("://")
-        if not request.target.startswith("/") and scheme:
-            target = rest[len(request.fields["HTTP_HOST"]) :]
-        else:
-            target = request.target.lstrip("*")
-        return f"https://{name}{port}{target if target.startswith('/') else '/' + target}"
 
     def _make_body(self, request: Request) -> BufferReader | Input:
         runtime = self._runtime
@@ -438,7 +400,7 @@ class HTTPProtocol(asyncio.Protocol):
         if self._connection.sending is Sending.CLOSED:
             self._linger()
         else:
-            self.turn_since = self._runtime.connections.stamp
+            self._patience.turn_since = self._runtime.connections.stamp
 
     def _refuse(self, error: HTTPError) -> None:
         """Answer what cannot be served, and read no further. A response under way is cut."""
@@ -449,7 +411,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._give_up_body(exchange, f"the request was refused: {error.detail}")
         sending = self._connection.sending
         if sending is Sending.UNTIL_CLOSE:
-            self._reset()
+            reset(self._transport)
             return
         if sending is Sending.IDLE:
             self._send_error(error)
@@ -469,26 +431,26 @@ class HTTPProtocol(asyncio.Protocol):
         `at_once`: the client may be waiting for the end, and has nothing to send.
         """
         self._count_unread(0)
-        transport = self._transport
         runtime = self._runtime
-        if (
-            self._connection.eof
-            or runtime.connections.full
-            or not runtime.settings.linger_timeout
-            or (self._encrypted and at_once)  # asyncio's TLS has no half that could be closed
-        ):
+        if self._connection.eof or runtime.connections.full or not runtime.settings.linger_timeout:
             self._close()
             return
         self._close_by(runtime.settings.linger_timeout)
-        try:
-            if not self._encrypted:
-                transport.write_eof()
-        except OSError:  # asyncio's shuts the socket down here and now, and the client has reset it
-            transport.abort()
-            return
-        if self._reading_paused:
+        if self._end_sending(at_once=at_once) and self._reading_paused:
             self._reading_paused = False
-            transport.resume_reading()
+            self._transport.resume_reading()
+
+    def _end_sending(self, *, at_once: bool) -> bool:
+        """Tell the client that nothing more will come. Returns whether there is a connection left.
+
+        `at_once` if it waits for that.
+        """
+        try:
+            self._transport.write_eof()
+        except OSError:  # asyncio's shuts the socket down here and now, and the client has reset it
+            self._transport.abort()
+            return False
+        return True
 
     # -- responses
 
@@ -503,7 +465,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._body_full = self._continue_due = False
         sending = self._connection.sending
         if not whole and sending is Sending.UNTIL_CLOSE:
-            self._reset()
+            reset(self._transport)  # a close is the end of the body, and cannot also say that it is not whole
             return
         if not whole or sending is Sending.CLOSED:
             self._runtime.responses += whole
@@ -511,41 +473,21 @@ class HTTPProtocol(asyncio.Protocol):
             self._linger(at_once=self._is_whole or self._connection.ends_by_close)
             return
         self._runtime.responses += 1
-        self.turn_since = self._runtime.connections.stamp
+        self._patience.turn_since = self._runtime.connections.stamp
         if self._connection.unread or self._connection.eof or self._reading_paused:
             self._advance()
         elif self._runtime.connections.full:  # somebody else waits to be accepted
             self._close()
 
     def _close(self) -> None:
-        """Close, once what is written is sent. Twice is fine, which with asyncio's TLS it is not."""
-        if not self._transport.is_closing():
-            self._transport.close()
-            if self._encrypted:  # and wait for the client's word, but not for long
-                full = self._runtime.connections.full
-                self._close_by(0 if full else self._runtime.settings.linger_timeout)
+        """Close, once what is written is sent."""
+        self._transport.close()
 
     def _close_by(self, seconds: float) -> None:
         """Have a sweep end the connection so many seconds after all is sent."""
         if self._linger_until is None:
             self._linger_until = self._runtime.connections.stamp + seconds
             self._linger_bytes = _LINGER_BYTES
-
-    def _pump_encrypted(self) -> None:
-        """As the sender's, but not into the void: what asyncio's TLS takes when the client is gone, or has
-        ended the connection while reading is paused, it tells nobody but the log of."""
-        has_ended = _has_ended if self._reading_paused else _is_broken
-        if has_ended(self._transport):
-            self._transport.abort()
-        else:
-            self._sender.pump()
-
-    def _reset(self) -> None:
-        """End the connection by a reset: where a close is the end of the body, it cannot also say that the
-        body is not whole."""
-        sock = self._transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        self._transport.abort()
 
     # -- the server's wishes
 
@@ -568,11 +510,12 @@ class HTTPProtocol(asyncio.Protocol):
 
     @property
     def awaits_request(self) -> bool:
-        """Whether nothing is under way, but perhaps a part of a request head."""
+        """Whether nothing is under way, neither way, but perhaps a part of a request head."""
         return (
             self._exchange is None
             and self._linger_until is None
             and self._connection.receiving is _HEAD
+            and not self._unsent()
             and not self._transport.is_closing()
         )
 
@@ -584,128 +527,77 @@ class HTTPProtocol(asyncio.Protocol):
     def close(self) -> None:
         """Close, once what is written is sent. For one that awaits a request."""
         self._close()
-        if self._encrypted and not self._unsent:  # the client's word need not be waited for
-            self._transport.abort()
 
     def abort(self) -> None:
         """Cut the connection, whatever is under way."""
         if self._connection.sending is Sending.UNTIL_CLOSE:
-            self._reset()
+            reset(self._transport)
         else:
             self._transport.abort()
 
     # -- time
 
     def sweep(self, now: float, elapsed: float) -> None:
-        """Cut a client that is too slow. `now` is the sweep's clock, `elapsed` what it moved, in seconds."""
-        unsent = self._unsent
+        """Cut a client that is too slow, or gone. `now` is the sweep's clock, `elapsed` what it moved, in
+        seconds."""
+        unsent = self._unsent()
         self._sender.count_unsent(unsent)
         if self._body_full and int(now) > int(now - elapsed):  # once a second
             self._look_for_room()
-        if self._check_response(unsent, elapsed):
+        if self._cut_slow_reader(unsent, elapsed) or self._cut_if_gone():
             return
-        # What is not read, and what has ended already, tells of nothing more: the system has to be asked.
-        is_deaf = self._exchange is not None and (self._reading_paused or self._connection.eof)
-        if is_deaf and (_has_ended if self._encrypted else _is_gone)(self._transport):
-            self._transport.abort()
-            return
-        if self._linger_until is not None:
-            if unsent:
-                self._linger_until = (
-                    now + self._runtime.settings.linger_timeout
-                )  # from when the answer is out
-            elif now >= self._linger_until:
-                self._end()
-            return
-        self._check_request(now, elapsed, unsent)
+        if self._linger_until is None:
+            self._sweep_body(elapsed)
+            self._sweep_queued(now)
+            self._sweep_head(now, unsent)
+        elif unsent:  # its time begins when the answer is out
+            self._linger_until = now + self._runtime.settings.linger_timeout
+        elif now >= self._linger_until:
+            self._end()
 
     def _look_for_room(self) -> None:
         if self._exchange is not None and isinstance(self._exchange.body, BufferReader):
             self._exchange.body.retry()
 
-    def _end(self) -> None:
-        """It has lingered long enough."""
-        if self._encrypted and not self._transport.is_closing():
-            self._transport.close()  # which says to the client that this is the end
-        self._transport.abort()
-
-    @property
     def _unsent(self) -> int:
-        """Bytes that are written and not sent. Of what asyncio holds below TLS, one if there are any: it does
-        not tell, but there are none if the system takes more."""
-        size = self._transport.get_write_buffer_size()
-        if size or not self._encrypted:
-            return size
-        if self._told_sent == self._sender.progress and self._linger_until is None:
-            return 0
-        if _is_full(self._transport):
-            return 1
-        self._told_sent = self._sender.progress
-        return 0
+        """Bytes that are written and not sent."""
+        return self._transport.get_write_buffer_size()
 
-    def _check_response(self, unsent: int, elapsed: float) -> bool:
-        """Cut a client that does not take its response. Returns whether it was."""
-        settings = self._runtime.settings
-        if not settings.response_min_rate or not (unsent or self._sender.waits_for_room):
-            self._response_pace = None
-            return False
-        # What the system has taken may be megabytes from having arrived, and it takes more in large steps.
-        taken = _acknowledged(self._transport)
-        if taken is None:
-            taken = self._sender.progress - unsent
-        if self._response_pace is None:
-            self._response_pace = Pace(0, settings.min_rate_grace)  # what it took before is to its credit
-        elif self._response_pace.is_too_slow(taken, elapsed, settings.response_min_rate):
-            self._tell_cut(Deadline.RESPONSE, f"it took {taken} bytes, and more wait for it")
-            self._reset()  # or the system would go on to offer what it holds
+    def _cut_if_gone(self) -> bool:
+        """While nothing is read, and when the end was read already, the system has to be asked."""
+        is_deaf = self._exchange is not None and (self._reading_paused or self._connection.eof)
+        if is_deaf and self._is_gone():
+            self._transport.abort()
             return True
         return False
 
-    def _check_request(self, now: float, elapsed: float, unsent: int) -> None:
-        """Cut a client that does not send what it is asked for, or answer one that nobody has time for."""
-        settings = self._runtime.settings
-        exchange = self._exchange
-        receiving = self._connection.receiving
-        if receiving is not _BODY:
-            self._body_pace = None
-        elif settings.body_min_rate and self._is_body_waited_for():
-            if self._body_pace is None:
-                self._body_pace = Pace(0, settings.min_rate_grace)  # what it sent before is to its credit
-            elif self._body_pace.is_too_slow(self._received, elapsed, settings.body_min_rate):
-                self._refuse_late(Deadline.BODY, f"{self._received} bytes came, and its body is not whole")
-                return
-        if exchange is None:
-            if receiving is _HEAD:
-                self._check_head(now, unsent)
-        elif (
-            settings.queue_timeout
-            and exchange.queued_at is not None
-            and now - exchange.queued_at >= settings.queue_timeout
-            and exchange.output.revoke()
-        ):
-            self._tell_cut(Deadline.QUEUE, "no thread was free for its request, it is answered 503")
-            self._refuse_busy("No thread was free in time.", setting="queue_timeout")
-            self._go_on()
+    def _is_gone(self) -> bool:
+        return is_gone(self._transport)
 
-    def _check_head(self, now: float, unsent: int) -> None:
-        settings = self._runtime.settings
-        unread = self._connection.unread
-        if unsent:  # it still takes the last answer: its turn begins after that
-            self.turn_since = now
-            self._head_since = None
-            return
-        if not unread:
-            self._head_since = None
-            timeout = settings.channel_timeout if self._requests else settings.header_timeout
-            if timeout and now - self.turn_since >= timeout:
-                if not self._requests:
-                    self._tell_cut(Deadline.HEAD, "nothing came")
-                self.close()
-            return
-        if self._head_since is None or self._head_since[0] != self._requests:
-            self._head_since = self._requests, now
-        if settings.header_timeout and now - self._head_since[1] >= settings.header_timeout:
-            self._refuse_late(Deadline.HEAD, f"{unread} bytes of a request head came")
+    def _end(self) -> None:
+        """It has lingered long enough."""
+        self._transport.abort()
+
+    def _cut_slow_reader(self, unsent: int, elapsed: float) -> bool:
+        """Cut a client that does not take its response. Returns whether it was."""
+        if not unsent and not self._sender.waits_for_room:
+            self._patience.response_is_taken()
+            return False
+        # What the system has taken may be megabytes from having arrived, and it takes more in large steps.
+        taken = acknowledged(self._transport)
+        if taken is None:
+            taken = self._sender.progress - unsent
+        if not self._patience.is_response_late(taken, elapsed):
+            return False
+        self._tell_cut(Deadline.RESPONSE, f"it took {taken} bytes, and more wait for it")
+        reset(self._transport)  # or the system would go on to offer what it holds
+        return True
+
+    def _sweep_body(self, elapsed: float) -> None:
+        if self._connection.receiving is not _BODY:
+            self._patience.body_has_come()
+        elif self._is_body_waited_for() and self._patience.is_body_late(self._received, elapsed):
+            self._refuse_late(Deadline.BODY, f"{self._received} bytes came, and its body is not whole")
 
     def _is_body_waited_for(self) -> bool:
         """Whether it is for the client alone that more of a body does not come."""
@@ -713,6 +605,36 @@ class HTTPProtocol(asyncio.Protocol):
             return False
         exchange = self._exchange
         return exchange is None or not isinstance(exchange.body, Input) or exchange.body.is_waited_for
+
+    def _sweep_queued(self, now: float) -> None:
+        """Answer a request that nobody has had time for."""
+        exchange = self._exchange
+        timeout = self._runtime.settings.queue_timeout
+        if (
+            timeout
+            and exchange is not None
+            and exchange.queued_at is not None
+            and now - exchange.queued_at >= timeout
+            and exchange.output.revoke()
+        ):
+            self._tell_cut(Deadline.QUEUE, "no thread was free for its request, it is answered 503")
+            self._refuse_busy("No thread was free in time.", setting="queue_timeout")
+            self._go_on()
+
+    def _sweep_head(self, now: float, unsent: int) -> None:
+        if self._exchange is not None or self._connection.receiving is not _HEAD:
+            return
+        patience = self._patience
+        unread = self._connection.unread
+        if unsent:  # it still takes the last answer: its turn begins after that
+            patience.turn_since = now
+        elif not unread:
+            if patience.is_idle_too_long(now, self._requests):
+                if not self._requests:
+                    self._tell_cut(Deadline.HEAD, "nothing came")
+                self.close()
+        elif patience.is_head_late(now, self._requests):
+            self._refuse_late(Deadline.HEAD, f"{unread} bytes of a request head came")
 
     def _refuse_late(self, deadline: Deadline, how_far: str) -> None:
         self._tell_cut(deadline, how_far)
@@ -728,53 +650,3 @@ class HTTPProtocol(asyncio.Protocol):
         address, port = self._base_environ["REMOTE_ADDR"], self._base_environ["REMOTE_PORT"]
         peer = format_address((address, int(port))) if port else address
         runtime.cuts.tell(deadline.value, peer, how_far, runtime.connections.clock)
-
-
-def _is_gone(transport: asyncio.Transport) -> bool:
-    """Whether the peer is gone, and has not merely said all it will; as far as the system tells (Linux)."""
-    sock = transport.get_extra_info("socket")
-    try:
-        if sock.family == getattr(socket, "AF_UNIX", None):
-            poll = select.poll()
-            poll.register(sock.fileno(), 0)
-            return any(events & select.POLLHUP for _, events in poll.poll(0))
-        state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except (AttributeError, OSError):  # not on this system
-        return False
-    return state == _TCP_CLOSE
-
-
-def _has_ended(transport: asyncio.Transport) -> bool:
-    """Whether the peer has said that nothing more will come, or is gone; as far as the system tells."""
-    return bool(_poll(transport, getattr(select, "POLLRDHUP", 0)))
-
-
-def _is_broken(transport: asyncio.Transport) -> bool:
-    """Whether nothing can be sent to the peer any more, as far as the system tells."""
-    return bool(_poll(transport, 0))
-
-
-def _is_full(transport: asyncio.Transport) -> bool:
-    """Whether the system takes no more for the peer just now; as far as it tells."""
-    return _poll(transport, getattr(select, "POLLOUT", 0)) == 0
-
-
-def _poll(transport: asyncio.Transport, events: int) -> int | None:
-    """Which of these events there are, or what has ended; None if it cannot be told."""
-    try:
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), events)
-    except (AttributeError, ValueError):  # not on this system; closed
-        return None
-    return next((found for _, found in poll.poll(0)), 0)
-
-
-def _acknowledged(transport: asyncio.Transport) -> int | None:
-    """Bytes that the peer has acknowledged (tcp_info's tcpi_bytes_acked), where the system tells."""
-    try:
-        sock = transport.get_extra_info("socket")
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
-        acknowledged: int = _BYTES_ACKED.unpack(info)[0]
-    except (AttributeError, OSError, struct.error):
-        return None
-    return acknowledged

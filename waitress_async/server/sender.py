@@ -152,7 +152,7 @@ class Sender:
     @property
     def waits_for_room(self) -> bool:
         """Whether what sends a file waits for the client to take some of it."""
-        return self._file_task is not None and self._file is not None and self._file.waits_for_room
+        return self._file is not None and self._file.waits_for_room
 
     def _send_file(
         self, source: Source, region: FileRegion, segments: list[bytes | memoryview], last: bool
@@ -175,17 +175,17 @@ class Sender:
         try:
             await self._file.send(region)
         except ConnectionError:
-            self._file_task = None
+            self._forget_file()
             self._transport.abort()
             return
         except Exception as error:
-            self._file_task = None
+            self._forget_file()
             self._log.log(logging.ERROR, "A response is cut, for its file cannot be sent: %s", error)
             source.close()
             self._source = None
             self._on_complete(False)
             return
-        self._file_task = None
+        self._forget_file()
         source.sent(region)
         segments: list[bytes | memoryview] = [after]
         if last and not source.aborted:
@@ -195,6 +195,9 @@ class Sender:
             self._complete(source)
         else:
             self.pump()
+
+    def _forget_file(self) -> None:
+        self._file = self._file_task = None
 
     def _until_resumed(self) -> asyncio.Future[None] | None:
         if not self.paused:
@@ -279,7 +282,7 @@ class Sender:
         """Nothing of the response under way is sent any more, and the app's thread is told."""
         if self._file_task is not None:
             self._file_task.cancel()
-            self._file_task = None
+            self._forget_file()
         if self._source is not None:
             self._source.close()
             self._source = None

@@ -27,6 +27,7 @@ from waitress_async.http import DefaultFields, HeadEncoder, Limits, ProxiedAddre
 from waitress_async.server.connections import Connections
 from waitress_async.server.deadlines import CutLog, sweep_interval
 from waitress_async.server.descriptors import connection_limit
+from waitress_async.server.encrypted import EncryptedProtocol
 from waitress_async.server.ends import ends_of
 from waitress_async.server.listeners import (
     Address,
@@ -264,11 +265,13 @@ class Server:
     def _make_protocol(
         self, peer: Address, listener: Listener, proxied: ProxiedAddresses | None
     ) -> HTTPProtocol:
-        scheme = self._settings.url_scheme
-        if self._tls is not None:
-            scheme = "http" if listener.redirects else "https"
-        ends = ends_of(peer, listener.address, proxied, scheme)
-        return HTTPProtocol(self._runtime, ends, self._https_port if listener.redirects else None)
+        if self._tls is None:
+            ends = ends_of(peer, listener.address, proxied, self._settings.url_scheme)
+            return HTTPProtocol(self._runtime, ends)
+        if listener.redirects:
+            ends = ends_of(peer, listener.address, proxied, "http")
+            return HTTPProtocol(self._runtime, ends, redirect_port=self._https_port)
+        return EncryptedProtocol(self._runtime, ends_of(peer, listener.address, proxied, "https"))
 
     @property
     def _https_port(self) -> int:
@@ -408,7 +411,6 @@ class Server:
             finally:
                 self._abort()
             await self._unwind()
-            self._log("Stopped: %d responses sent since the stop began, %d connections cut", *self._outcome)
         finally:  # also when this task is cancelled, as by the end of asyncio.run()
             for pool in (runtime.pool, runtime.callbacks, runtime.disk.pool):
                 pool.close()
@@ -424,16 +426,16 @@ class Server:
         connections = runtime.connections
         self._phase = Phase.DRAINING
         sent_before = runtime.responses
-        self._log("Stopping: %d connections are open", len(connections))
+        self._log("Stopping: %d connection(s) open", len(connections))
         try:
             await self._delay()
             async with asyncio.timeout_at(self._stop_at) as self._deadline:
                 queued = connections.stop_listening()
-                self._log("Listening no more; %d connections that waited were accepted", queued)
+                self._log("Listening no more: %d waiting connection(s) accepted", queued)
                 connections.drain()
                 await asyncio.sleep(_LAST_CALL)  # for requests that are on their way, or not read yet
                 idle = connections.close_idle()
-                self._log("%d idle connections closed, %d under way", idle, len(connections) - idle)
+                self._log("Closed %d idle connection(s): %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
                 await self._close_pools()
         except TimeoutError:
@@ -483,6 +485,8 @@ class Server:
             runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), names)
         for name, stack in stuck:
             runtime.log.log(logging.WARNING, "%s is stuck here:\n%s", name, stack)
+        runtime.cuts.flush(math.inf)
+        self._log("Stopped: %d response(s) sent since the stop began, %d connection(s) cut", *self._outcome)
         runtime.log.close()
         await runtime.log.wait_closed(_UNWIND_TIMEOUT)
 

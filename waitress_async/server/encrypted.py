@@ -1,0 +1,80 @@
+"""A connection under TLS: what asyncio's transport for it does differently. Loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+
+from waitress_async.server.ends import Ends
+from waitress_async.server.peer_state import has_ended, is_broken, is_full
+from waitress_async.server.protocol import HTTPProtocol
+from waitress_async.server.runtime import Runtime
+from waitress_async.server.tls import environ_of
+
+
+class EncryptedProtocol(HTTPProtocol):
+    """HTTP over TLS. No half of it can be closed, it must not be closed twice, it waits for the client's word
+    when it is, and it neither tells how much is unsent nor that what is written goes nowhere."""
+
+    __slots__ = ("_told_sent",)
+
+    def __init__(self, runtime: Runtime, ends: Ends) -> None:
+        super().__init__(runtime, ends)
+        self._told_sent = 0  # of the sender's progress, what the system has for sure
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._pump = self._pump_to_the_living
+        self._base_environ.update(environ_of(transport.get_extra_info("ssl_object")))
+
+    def eof_received(self) -> bool:
+        """The client has ended TLS: what is written is sent, and nothing more."""
+        self._connection.receive_eof()
+        self._sender.drop_source()
+        self._close_by(self._runtime.settings.linger_timeout)
+        return False
+
+    def _pump_to_the_living(self) -> None:
+        """What asyncio's TLS takes when the client is gone, or has ended the connection while reading is
+        paused, it tells nobody but the log of."""
+        has_left = has_ended if self._reading_paused else is_broken
+        if has_left(self._transport):
+            self._transport.abort()
+        else:
+            self._sender.pump()
+
+    def _end_sending(self, *, at_once: bool) -> bool:
+        if at_once:
+            self._close()
+            return False
+        return True
+
+    def _close(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.close()
+            full = self._runtime.connections.full
+            self._close_by(0 if full else self._runtime.settings.linger_timeout)  # for the client's word
+
+    def close(self) -> None:
+        """As for every protocol; the client's word need not be waited for."""
+        self._close()
+        if not self._unsent():
+            self._transport.abort()
+
+    def _end(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.close()  # which says to the client that this is the end
+        self._transport.abort()
+
+    def _is_gone(self) -> bool:
+        return has_ended(self._transport)
+
+    def _unsent(self) -> int:
+        """One, if asyncio holds some below TLS: it does not tell, but there are none if the system takes
+        more."""
+        size = super()._unsent()
+        if size or (self._told_sent == self._sender.progress and self._linger_until is None):
+            return size
+        if is_full(self._transport):
+            return 1
+        self._told_sent = self._sender.progress
+        return 0
