@@ -34,7 +34,7 @@ MODULES: dict[str, set[str]] = {
     # Threads: whatever could make one, or hand something to one. What is at rest is shared with them, under
     # locks: that is all that `buffers` takes from here.
     "threading": {"bridge"},
-    "threading.Lock": {"bridge", "buffers"},
+    "threading.Lock": {"bridge", "buffers", "server/tls"},  # the last, for any thread may ask for a reload
     "_thread": {"bridge"},
     "queue": {"bridge"},
     "concurrent": {"bridge/executor"},

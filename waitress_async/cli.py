@@ -23,8 +23,7 @@ from waitress_async import __version__
 from waitress_async.buffers import check_directory
 from waitress_async.errors import AppImportError, SettingsError
 from waitress_async.loader import load_app
-from waitress_async.server import Notifier, Server, listen_fds, run
-from waitress_async.server.server import load_tls
+from waitress_async.server import Notifier, Server, listen_fds, load_tls, run
 from waitress_async.settings import (
     COMMAND_DECLARATIONS,
     DECLARATIONS,

@@ -5,6 +5,7 @@ from waitress_async.server.paste import paste_server_factory, serve_paste
 from waitress_async.server.run import run, serve, serve_async
 from waitress_async.server.server import Server
 from waitress_async.server.systemd import Notifier, listen_fds
+from waitress_async.server.tls import load_tls
 
 __all__ = [
     "BlockingServer",
@@ -12,6 +13,7 @@ __all__ = [
     "Server",
     "create_server",
     "listen_fds",
+    "load_tls",
     "paste_server_factory",
     "run",
     "serve",

@@ -42,7 +42,7 @@ from waitress_async.server.protocol import HTTPProtocol
 from waitress_async.server.proxies import Proxies
 from waitress_async.server.proxy_protocol import ProxyProtocol
 from waitress_async.server.runtime import Application, Runtime
-from waitress_async.server.tls import TLS
+from waitress_async.server.tls import TLS, load_tls
 from waitress_async.settings import Settings
 from waitress_async.wsgi import check_application
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 # The time in seconds that threads have to end once their clients are cut, and log records to be handled.
 _UNWIND_TIMEOUT: Final = 0.5
-
 
 # Time in seconds between the last accept and the closing of idle connections: requests that were sent by
 # then, but not read, are still served.
@@ -62,21 +61,6 @@ _DISK_THREADS: Final = 4
 
 # Spare threads for each of `threads`, where nothing else is set.
 _SPARES: Final = 4
-
-
-def load_tls(settings: Settings) -> TLS | None:
-    """What the settings say of TLS, if they say that it is spoken. Reads files, and raises as `TLS` does."""
-    if not settings.speaks_tls:
-        return None
-    return TLS(
-        certfile=settings.certfile,
-        keyfile=settings.keyfile,
-        keyfile_password=settings.keyfile_password,
-        ca_certs=settings.ca_certs,
-        client_verify=settings.client_verify,
-        sni=settings.sni,
-        ssl_context=settings.ssl_context,
-    )
 
 
 class Phase(enum.Enum):
@@ -280,7 +264,8 @@ class Server:
         return ports[0] if ports else 443
 
     def reload_tls(self) -> None:
-        """Load certificates and keys anew, for new connections. Any thread; it reads files.
+        """Load certificates and keys anew, for new connections. Any thread; one waits for another. It
+        reads files.
 
         Raises SettingsError or OSError, which name the file; what was loaded before goes on being used
         then. SettingsError, too, for a server without TLS.

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from waitress_async.errors import SettingsError
 from waitress_async.server.distinguished_names import name_text
-from waitress_async.settings import parse_sni
+from waitress_async.settings import Settings, parse_sni
 
 Connection = ssl.SSLObject | ssl.SSLSocket
 
@@ -98,6 +98,21 @@ class TLS:
         # that were verified before.
         with self._reloading:
             self.context = self._files.load()
+
+
+def load_tls(settings: Settings) -> TLS | None:
+    """What the settings say of TLS, if they say that it is spoken. Reads files, and raises as `TLS` does."""
+    if not settings.speaks_tls:
+        return None
+    return TLS(
+        certfile=settings.certfile,
+        keyfile=settings.keyfile,
+        keyfile_password=settings.keyfile_password,
+        ca_certs=settings.ca_certs,
+        client_verify=settings.client_verify,
+        sni=settings.sni,
+        ssl_context=settings.ssl_context,
+    )
 
 
 def environ_of(connection: Connection) -> dict[str, str]:
