@@ -356,6 +356,11 @@ class Output:
         self.aborted = True
         self._finish((), 0, has_region=False)
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether some of it went to disk. The app's thread."""
+        return self._ring is not None
+
     def is_closed(self) -> bool:
         """Whether the client is known to be gone. Any thread."""
         return self._closed

@@ -9,6 +9,7 @@ import math
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -61,6 +62,9 @@ class Pool:
     stead, up to `spares` of them. Spares end when they are no longer needed; the first threads stay, and
     with them what apps keep for each thread.
 
+    Bulky tasks, which will keep the disk busy, run beside each other only as long as one thread is left for
+    others. What others there are does not wait behind them.
+
     Daemons, because a thread stuck in an app must not hold the exit of the process; not an executor's,
     because the interpreter waits for those. Made and closed on the loop's thread.
     """
@@ -74,6 +78,8 @@ class Pool:
         self._wanted = threads
         self._spares = spares
         self._submitted: list[Task] = []  # in this turn of the loop
+        self._bulky = 0  # tasks that are queued or run
+        self._held_back: deque[Task] = deque()  # bulky ones
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._max_queue = max_queue
         self._closed = False
@@ -92,13 +98,29 @@ class Pool:
             self.close()
             raise
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task, *, bulky: bool = False) -> None:
         """Queue a task. Raises QueueFull. The loop's thread only, which makes the bound exact."""
-        if self._queue.qsize() + len(self._submitted) >= self._max_queue:
+        if self._queue.qsize() + len(self._submitted) + len(self._held_back) >= self._max_queue:
             raise QueueFull
+        if bulky:
+            self._held_back.append(task)
+            self._let_bulky()
+        else:
+            self._submit(task)
+
+    def _submit(self, task: Task) -> None:
         if not self._submitted:
             asyncio.get_running_loop().call_soon(self._queue_submitted)
         self._submitted.append(task)
+
+    def _let_bulky(self) -> None:
+        while self._held_back and self._bulky < max(1, self._should_be_active() - 1):
+            self._bulky += 1
+            self._submit(partial(self._run_bulky, self._held_back.popleft()))
+
+    def _bulky_ended(self) -> None:
+        self._bulky -= 1
+        self._let_bulky()
 
     def promise(self, task: Task) -> Callable[[], object]:
         """Return what to call, on any thread, to have `task` run. The pool does not end before that."""
@@ -112,6 +134,12 @@ class Pool:
         self._submitted.clear()
 
     # -- in the threads
+
+    def _run_bulky(self, task: Task) -> None:
+        try:
+            task()
+        finally:
+            self._wakeup.call(self._bulky_ended)
 
     def _run(self) -> None:
         get = self._queue.get
@@ -169,6 +197,8 @@ class Pool:
             return
         if not self._lend():
             self._tell_used_up()
+        if self._held_back:
+            self._wakeup.call(self._let_bulky)
         try:
             yield
         finally:
@@ -221,6 +251,8 @@ class Pool:
             if self._closed:
                 return
             self._closed = True
+        self._submitted += self._held_back
+        self._held_back.clear()
         self._queue_submitted()
         self._end_threads()
 

@@ -28,7 +28,7 @@ class Exchange:
     that runs it, and the loop keeps to `output`, and to an `Input`.
     """
 
-    __slots__ = ("_application", "_base_environ", "body", "output", "queued_at", "request")
+    __slots__ = ("_application", "_base_environ", "body", "is_bulky", "output", "queued_at", "request")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Exchange:
         self.body = body
         self.output = output
         self.queued_at: float | None = None  # by the sweep's clock
+        self.is_bulky = False  # by what is known of its path
 
     @property
     def is_streamed(self) -> bool:
@@ -77,6 +78,8 @@ class Exchange:
         finally:
             if body is not None:
                 body.close()
+            if output.overflowed is not self.is_bulky:
+                self._application.tell_bulky(self.request.path, output.overflowed)
 
     def _make_environ(self) -> Environ | None:
         """The environ; None if there cannot be one, which has been answered."""

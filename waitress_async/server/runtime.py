@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from waitress_async.bridge import CallbackThread, LogThread, OutputStore, Pool, PoolExecutor, Wakeup
 from waitress_async.buffers import BufferMemory, Spool
 from waitress_async.http import DefaultFields, HeadEncoder, Limits
+from waitress_async.server.bulky import BulkyPaths
 from waitress_async.server.deadlines import CutLog
 from waitress_async.server.proxies import Proxies
 from waitress_async.settings import Settings
@@ -28,6 +30,7 @@ class Application:
     context: Context  # each call of the app runs in a copy of it
     encoder: HeadEncoder
     expose_tracebacks: bool
+    tell_bulky: Callable[[str, bool], object]  # whether the response to a path went to disk
 
 
 @dataclass(slots=True)
@@ -49,5 +52,6 @@ class Runtime:
     log: LogThread
     cuts: CutLog
     callbacks: CallbackThread
+    bulky: BulkyPaths
     connections: Connections
     responses: int = 0  # sent whole

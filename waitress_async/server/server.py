@@ -24,6 +24,7 @@ from waitress_async.bridge import (
 from waitress_async.buffers import BufferMemory, Spool, check_directory
 from waitress_async.errors import ServerClosed, SettingsError
 from waitress_async.http import DefaultFields, HeadEncoder, Limits, ProxiedAddresses
+from waitress_async.server.bulky import BulkyPaths
 from waitress_async.server.connections import Connections
 from waitress_async.server.deadlines import CutLog, sweep_interval
 from waitress_async.server.descriptors import connection_limit
@@ -200,6 +201,7 @@ class Server:
         )
         memory = BufferMemory(settings.buffer_memory)
         callbacks = CallbackThread(wakeup)
+        bulky = BulkyPaths()
         cuts = CutLog(log)
         outputs = OutputStore(
             overflow=min(settings.outbuf_overflow, settings.outbuf_high_watermark),
@@ -221,7 +223,13 @@ class Server:
             ),
             proxies=Proxies(settings, log),
             default_fields=DefaultFields(settings.ident),
-            application=Application(self._app, copy_context(), HeadEncoder(), settings.expose_tracebacks),
+            application=Application(
+                self._app,
+                copy_context(),
+                HeadEncoder(),
+                settings.expose_tracebacks,
+                tell_bulky=lambda path, is_bulky: wakeup.call(partial(bulky.note, path, is_bulky)),
+            ),
             wakeup=wakeup,
             pool=pool,
             disk=disk,
@@ -231,6 +239,7 @@ class Server:
             log=log,
             cuts=cuts,
             callbacks=callbacks,
+            bulky=bulky,
             connections=Connections(
                 loop,
                 log,
