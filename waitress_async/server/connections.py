@@ -164,11 +164,12 @@ class Connections:
     def close_idle(self) -> int:
         """Close the connections on which nothing is under way. Returns how many that were."""
         idle = [protocol for protocol in self._protocols if protocol.is_idle]
+        arriving = [arrival for arrival in self._arrivals if arrival.protocol not in self._protocols]
         for protocol in idle:
             protocol.close()
-        for arrival in self._arrivals:
+        for arrival in arriving:
             arrival.cancel()
-        return len(idle) + len(self._arrivals)
+        return len(idle) + len(arriving)
 
     def _make_room(self) -> bool:
         """Whether somebody who waits may be accepted. At the limit, the longest idle ones make room."""

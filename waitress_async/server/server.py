@@ -54,8 +54,10 @@ if TYPE_CHECKING:
 _UNWIND_TIMEOUT: Final = 0.5
 
 # Time in seconds between the last accept and the closing of idle connections: requests that were sent by
-# then, but not read, are still served.
+# then, but not read, are still served. At least so many turns of the loop, for one that is held up: to see an
+# accepted socket to its first read takes some five.
 _LAST_CALL: Final = 0.1
+_LAST_TURNS: Final = 10
 
 # Threads that wait for the disk.
 _DISK_THREADS: Final = 4
@@ -427,7 +429,8 @@ class Server:
                 queued = connections.stop_listening()
                 self._log("Listening no more: %d waiting connection(s) accepted", queued)
                 connections.drain()
-                await asyncio.sleep(_LAST_CALL)  # for requests that are on their way, or not read yet
+                for _ in range(_LAST_TURNS):  # for requests that are on their way, or not read yet
+                    await asyncio.sleep(_LAST_CALL / _LAST_TURNS)
                 idle = connections.close_idle()
                 self._log("Closed %d idle connection(s): %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
@@ -468,11 +471,13 @@ class Server:
         """Wait for connections and threads that were cut, and name those that do not end."""
         runtime = self._runtime
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(runtime.connections.wait_empty(), _UNWIND_TIMEOUT)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._close_pools(), _UNWIND_TIMEOUT)
-        runtime.disk.pool.close()
-        await runtime.disk.pool.wait_closed(_UNWIND_TIMEOUT)
+            async with asyncio.timeout(_UNWIND_TIMEOUT):
+                await runtime.connections.wait_empty()
+                await self._close_pools()
+        others = (runtime.callbacks, runtime.disk.pool)  # which were not closed if an app is stuck
+        for pool in others:
+            pool.close()
+        await asyncio.gather(*(pool.wait_closed(_LAST_CALL) for pool in others))
         stuck = [*runtime.pool.stacks(), *runtime.callbacks.stacks(), *runtime.disk.pool.stacks()]
         if stuck:
             names = ", ".join(name for name, _ in stuck)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import traceback
@@ -28,6 +29,12 @@ _JOIN_LIMIT: Final = 65_536
 
 # A file up to this size, in bytes, is read by the app's thread: sending it in another way costs more.
 _SMALL_FILE: Final = 65_536
+
+# Nested calls that `write` may need, down into the loop's `call_soon_threadsafe` in its debug mode.
+_WRITE_DEPTH: Final = 40
+
+# Characters of a path that are put into a log line.
+_LOGGED: Final = 1_000
 
 _TOO_LONG: Final = (
     "application-written content exceeded the number of bytes specified by Content-Length header (%s)"
@@ -71,7 +78,8 @@ def run_application(
     """Call the app, send its response to `sink`, and close its iterable exactly once, on every way out.
 
     A file that is handed to `Sink.finish_file` is closed later, by that. Returns normally whatever the app
-    raises: before the head was sent that is a 500, after it the response is cut; both are logged.
+    raises: before the head was sent that is a 500, after it the response is cut; both are logged. What the
+    app keeps of the call, `start_response` and `write`, raises ValueError from then on, in any thread.
     """
     response = _Response(environ, sink, encoder)
     result: Iterable[bytes] | None = None
@@ -79,14 +87,16 @@ def run_application(
         result = app(environ, response.start_response)
         if response.send(result):
             result = None  # somebody else's to close
-    except ClientDisconnected:
-        response.client_disconnected()
     except ResponseNotStored:
         pass  # logged where it was raised
     except BaseException as error:
-        logger.exception("Exception while serving %s", response.path)
-        response.fail(error, expose_tracebacks)
+        if isinstance(error, ClientDisconnected) and response.is_client_gone:
+            response.client_disconnected()
+        else:
+            _log_exception("Exception while serving %s", response.path)
+            response.fail(error, expose_tracebacks)
     finally:
+        response.end()
         _close(result, response.path)
 
 
@@ -96,7 +106,17 @@ def _close(result: object, path: str) -> None:
         if close is not None:
             close()
     except BaseException:
-        logger.exception("Exception in close() while serving %s", path)
+        _log_exception("Exception in close() while serving %s", path)
+
+
+def _log_exception(message: str, path: str) -> None:
+    """Log the exception that is being handled. It is the app's, and so is what a traceback asks of it:
+    logging passes on what that raises, if it is a RecursionError or no Exception."""
+    try:
+        logger.exception(message, path)
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            logger.error(message + ": it cannot be shown (%s)", path, type(error).__name__)
 
 
 class _Phase(enum.Enum):
@@ -104,10 +124,11 @@ class _Phase(enum.Enum):
     BODY = "the head is with the sink"
     COMPLETE = "the sink has all that it will get"
     GONE = "the client has left"
+    OVER = "the call of the app is over"
 
 
 # Looked up often, and an attribute of an Enum class is a slow one.
-_HEAD, _BODY, _COMPLETE, _GONE = _Phase.HEAD, _Phase.BODY, _Phase.COMPLETE, _Phase.GONE
+_HEAD, _BODY, _COMPLETE, _GONE, _OVER = _Phase
 
 
 class _Response:
@@ -116,6 +137,7 @@ class _Response:
     __slots__ = (
         "_encoder",
         "_head",
+        "_is_disconnected",
         "_is_head",
         "_length",
         "_path",
@@ -129,6 +151,7 @@ class _Response:
         # The environ is the app's to change once it has been called.
         self._path: str = environ["PATH_INFO"]
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
+        self._is_disconnected: Callable[[], bool] = environ["waitress.client_disconnected"]
         self._sink = sink
         self._encoder = encoder
         self._phase = _HEAD
@@ -140,7 +163,13 @@ class _Response:
     @property
     def path(self) -> str:
         """The request's path, escaped for a log line."""
-        return ascii(self._path)[1:-1]
+        cut = "..." if len(self._path) > _LOGGED else ""
+        return ascii(self._path[:_LOGGED])[1:-1] + cut
+
+    @property
+    def is_client_gone(self) -> bool:
+        """Whether a ClientDisconnected can be this request's: it may come from another one's body, too."""
+        return self._phase is _GONE or self._phase is _COMPLETE or self._is_disconnected()
 
     def start_response(
         self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -152,6 +181,8 @@ class _Response:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # break the cycle through the traceback's frame
+        elif self._phase is _OVER:
+            raise ValueError("start_response was called after the end of the response")
         elif self._head is not None:
             raise AssertionError("start_response was called a second time, without exc_info")
         self._head = self._encoder.encode(status, headers)
@@ -161,6 +192,7 @@ class _Response:
         """PEP 3333 "The write() Callable": on return the bytes are with the server."""
         _check_chunk(data)
         if data:
+            _reserve_stack(_WRITE_DEPTH)
             self._begin(None)
             self._write(data)
 
@@ -184,6 +216,7 @@ class _Response:
 
     def _send_complete(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
         """Send a body that is all there: with the head, at once, whatever the client does."""
+        chunks = tuple(chunks)  # a list may be another request's too, and change meanwhile
         length = 0
         for chunk in chunks:
             _check_chunk(chunk)
@@ -234,7 +267,6 @@ class _Response:
         head = self._head
         if head is None:
             raise AssertionError("start_response was not called before the first of the body")
-        self._phase = _BODY
         if self._is_head or not head.allows_body:
             self._surplus = "" if self._is_head else _NOT_ALLOWED
             self._sink.begin(head, length or None)
@@ -243,6 +275,7 @@ class _Response:
             self._length = length if head.content_length is None else head.content_length
             self._remaining = self._length
             self._sink.begin(head, length)
+            self._phase = _BODY
 
     def _write(self, data: bytes) -> bool:
         """Count and send a non-empty chunk; what fills the length finishes the response.
@@ -251,6 +284,8 @@ class _Response:
         """
         if self._phase is _GONE:
             raise ClientDisconnected("the client is gone")
+        if self._phase is _OVER:
+            raise ValueError("write() was called after the end of the response")
         if self._phase is _COMPLETE:
             self._refuse_surplus()
             return False
@@ -314,6 +349,10 @@ class _Response:
             self.cut()
             self._phase = _GONE
 
+    def end(self) -> None:
+        """The call of the app is over, and what it has kept of it is of no more use."""
+        self._phase = _OVER
+
     def cut(self) -> None:
         """Let the client see that what it has is not the whole."""
         if self._phase is _HEAD or self._phase is _BODY:
@@ -327,7 +366,8 @@ class _Response:
             return
         detail = "The application failed, and the server's log says how."
         if expose_tracebacks:
-            detail = "".join(traceback.format_exception(error))
+            with contextlib.suppress(BaseException):  # see _log_exception
+                detail = "".join(traceback.format_exception(error))
         self._head, body = error_response(InternalServerError(detail), self._encoder)
         self._begin(len(body))
         self._write(body)
@@ -336,6 +376,12 @@ class _Response:
 def _check_chunk(chunk: bytes) -> None:
     if not isinstance(chunk, bytes):
         raise TypeError(f"a WSGI app must yield and write bytes, not {type(chunk).__name__}")
+
+
+def _reserve_stack(calls: int) -> None:
+    """Raise RecursionError now, and not in the midst of something, unless there is room for so many calls."""
+    if calls:
+        _reserve_stack(calls - 1)
 
 
 def _is_single(result: Iterable[bytes]) -> bool:
