@@ -430,7 +430,8 @@ class Server:
                 self._log("Listening no more: %d waiting connection(s) accepted", queued)
                 connections.drain()
                 for _ in range(_LAST_TURNS):  # for requests that are on their way, or not read yet
-                    await asyncio.sleep(_LAST_CALL / _LAST_TURNS)
+                    if len(connections):
+                        await asyncio.sleep(_LAST_CALL / _LAST_TURNS)
                 idle = connections.close_idle()
                 self._log("Closed %d idle connection(s): %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
