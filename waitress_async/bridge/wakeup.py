@@ -30,6 +30,9 @@ class Wakeup:
         if self._pending.acquire(blocking=False):
             try:
                 self._loop.call_soon_threadsafe(self._run)
+            except RecursionError:  # a RuntimeError too. The app's: the others' calls must still be made
+                self._pending.release()
+                raise
             except RuntimeError:  # the loop is closed: nobody is left to call
                 self._calls.clear()
                 self._pending.release()

@@ -68,6 +68,7 @@ class Connection:
         "_head",
         "_limits",
         "_request",
+        "_unsent",
         "ends_by_close",
         "eof",
         "receiving",
@@ -86,6 +87,7 @@ class Connection:
         self._closing = False
         self._continue_owed = False  # the client may be waiting for 100 (Continue)
         self._discarding = False  # the request whose body is awaited has been answered
+        self._unsent = 0  # bytes of a body with a Content-Length that are still due
         self.ends_by_close = False  # the last response has no end but that of the connection
 
     # -- receiving
@@ -194,8 +196,10 @@ class Connection:
                 framing = b"Content-Length: %d\r\n" % length
         elif head.content_length is not None:
             self.sending = _SIZED
+            self._unsent = head.content_length
         elif length is not None:
             self.sending = _SIZED
+            self._unsent = length
             framing = b"Content-Length: %d\r\n" % length
         elif request is not None and request.http_11:
             self.sending = _CHUNKED
@@ -221,9 +225,14 @@ class Connection:
     def frame_data(self, size: int) -> tuple[bytes, bytes] | None:
         """What goes before and after `size` bytes of the body. None: they are not to be sent.
 
-        The caller keeps to the Content-Length.
+        Raises LocalProtocolError for more than the Content-Length says: it would be the next response.
         """
-        if self.sending is _SIZED or self.sending is _UNTIL_CLOSE:
+        if self.sending is _SIZED:
+            self._unsent -= size
+            if self._unsent < 0:
+                raise LocalProtocolError("there is more of the body than its Content-Length says")
+            return NO_FRAME
+        if self.sending is _UNTIL_CLOSE:
             return NO_FRAME
         if self.sending is _CHUNKED:
             return (b"%x\r\n" % size, b"\r\n") if size else None
@@ -240,6 +249,8 @@ class Connection:
         """End the response. The connection is then ready for the next request, or `CLOSED`."""
         if self.sending in (_IDLE, _NOT_SENDING):
             raise LocalProtocolError("no response is under way")
+        if self.sending is _SIZED and self._unsent:
+            raise LocalProtocolError("there is less of the body than its Content-Length says")
         last = b"0\r\n\r\n" if self.sending is _CHUNKED else b""
         self._request = None
         if self._closing:

@@ -35,6 +35,9 @@ _HOP_BY_HOP: Final = frozenset(
 # RFC 9110 section 6.4.1.
 _NO_BODY: Final = frozenset({204, 304})
 
+# Characters of what an app gave that are put into a message.
+_QUOTED: Final = 200
+
 
 @dataclass(slots=True)
 class ResponseHead:
@@ -75,9 +78,10 @@ class HeadEncoder:
         has_date = has_server = False
         for header in headers:
             try:
-                name, line = self._lines[header]
+                known = self._lines[header]
             except (KeyError, TypeError):
-                name, line = self._encode_field(header)
+                known = None  # and no exception goes on, which would be shown with that of a wrong field
+            name, line = known or self._encode_field(header)
             if name:
                 if name == "date":
                     has_date = True
@@ -99,7 +103,9 @@ class HeadEncoder:
             raise TypeError(f"status must be a str, not {type(status).__name__}")
         match = _STATUS.fullmatch(status)
         if match is None:
-            raise ValueError(f"status must be three digits from 200 on, a space and a reason, not {status!r}")
+            raise ValueError(
+                f"status must be three digits from 200 on, a space and a reason, not {_quote(status)}"
+            )
         code = int(match[1])
         line = f"HTTP/1.1 {status if len(status) > 3 else status + ' '}\r\n".encode("latin-1")
         if len(self._status_lines) >= self.MAX_ENTRIES:
@@ -111,18 +117,19 @@ class HeadEncoder:
         """Return the lower-case name if the server must know of the field, "" otherwise, and its line."""
         name, value = header
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"a header must be two str, not {header!r}")
+            raise TypeError(f"a header must be two str, not {_quote(header)}")
         if not _NAME.fullmatch(name):
-            raise ValueError(f"a header name must be a token, not {name!r}")
+            raise ValueError(f"a header name must be a token, not {_quote(name)}")
         if not _VALUE.fullmatch(value):
             raise ValueError(
-                f"the value of header {name} must be latin-1 without control characters: {value!r}"
+                f"the value of header {name[:_QUOTED]} must be latin-1 without control characters: "
+                f"{_quote(value)}"
             )
         lower = name.lower()
         if lower in _HOP_BY_HOP:
             raise ValueError(f"{name} is a hop-by-hop header; a WSGI app must not set it (PEP 3333)")
         if lower == "content-length" and not _LENGTH.fullmatch(value):
-            raise ValueError(f"Content-Length must be a decimal number, not {value!r}")
+            raise ValueError(f"Content-Length must be a decimal number, not {_quote(value)}")
         kind = lower if lower in {"content-length", "date", "server"} else ""
         encoded = kind, f"{name}: {value}\r\n".encode("latin-1")
         if len(value) <= self.MAX_VALUE and lower != "set-cookie":
@@ -130,6 +137,12 @@ class HeadEncoder:
                 self._lines.clear()
             self._lines[name, value] = encoded
         return encoded
+
+
+def _quote(value: object) -> str:
+    """What an app gave, for a message: it may have come from a client."""
+    text = ascii(value)
+    return text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
 
 
 class DefaultFields:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from waitress_async.bridge import LogThread, OutputStore, Piece
 from waitress_async.buffers import FileRegion
-from waitress_async.errors import HTTPError
+from waitress_async.errors import HTTPError, LocalProtocolError
 from waitress_async.http import (
     NO_FRAME,
     Connection,
@@ -126,22 +126,32 @@ class Sender:
                 segments.append(
                     connection.send_response(head, self._default_fields.lines(head, time()), source.length)
                 )
-            for piece in pieces:
-                if isinstance(piece, FileRegion):
-                    self._send_file(source, piece, segments, last)
-                    return
-                frame = connection.frame_data(len(piece))
-                if frame is NO_FRAME:
-                    segments.append(piece)
-                elif frame is not None:
-                    segments += (frame[0], piece, frame[1])
-            if last and not source.aborted:
-                segments.append(connection.end_response())
+            try:
+                for piece in pieces:
+                    if isinstance(piece, FileRegion):
+                        self._send_file(source, piece, segments, last)
+                        return
+                    frame = connection.frame_data(len(piece))
+                    if frame is NO_FRAME:
+                        segments.append(piece)
+                    elif frame is not None:
+                        segments += (frame[0], piece, frame[1])
+                if last and not source.aborted:
+                    segments.append(connection.end_response())
+            except LocalProtocolError as error:  # threads of the app have written at the same time
+                self._cut(source, error)
+                return
             self._write(segments)
             if last:
                 self._complete(source)
                 return
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
+
+    def _cut(self, source: Source, error: Exception) -> None:
+        self._log.log(logging.ERROR, "A response is cut: %s", error)
+        source.close()
+        self._source = None
+        self._on_complete(False)
 
     def _complete(self, source: Source) -> None:
         self._source = None
@@ -172,8 +182,11 @@ class Sender:
             self._until_resumed,
             self._count_progress,
         )
+        segments: list[bytes | memoryview] = [after]
         try:
             await self._file.send(region)
+            if last and not source.aborted:
+                segments.append(self._connection.end_response())
         except ConnectionError:
             self._forget_file()
             self._transport.abort()
@@ -187,9 +200,6 @@ class Sender:
             return
         self._forget_file()
         source.sent(region)
-        segments: list[bytes | memoryview] = [after]
-        if last and not source.aborted:
-            segments.append(self._connection.end_response())
         self._write(segments)
         if last:
             self._complete(source)
