@@ -723,3 +723,104 @@ async def test_a_promise_kept_while_a_thread_is_lent(waiting: MakeWaiting) -> No
     task.let_go()
     assert await pool.wait_closed(10) == []
     assert ran == [1]
+
+
+# -- bulky tasks
+
+
+@pytest.mark.parametrize(("threads", "at_a_time"), [(1, 1), (2, 1), (4, 3)])
+async def test_bulky_tasks_leave_a_thread_to_the_others(
+    gate: threading.Event, threads: int, at_a_time: int
+) -> None:
+    pool = make_pool(threads=threads)
+    running: list[int] = []
+
+    def bulky(number: int) -> None:
+        running.append(number)
+        gate.wait()
+
+    for number in range(6):
+        pool.submit(partial(bulky, number), bulky=True)
+    await until(lambda: len(running) == at_a_time)
+    if threads > 1:
+        passed = threading.Event()
+        pool.submit(passed.set)
+        await until(passed.is_set)
+    assert len(running) == at_a_time
+    gate.set()
+    await until(lambda: len(running) == 6)
+    assert sorted(running[:at_a_time]) == list(range(at_a_time))
+    await close(pool)
+
+
+async def test_bulky_tasks_that_wait_for_clients_make_room_for_others(gate: threading.Event) -> None:
+    """Up to the number of spares, as they do for all tasks."""
+    pool = make_pool(threads=2, spares=3)
+    running: list[int] = []
+
+    def bulky(number: int) -> None:
+        running.append(number)
+        with pool.lending():
+            gate.wait()
+
+    for number in range(8):
+        pool.submit(partial(bulky, number), bulky=True)
+    await until(lambda: len(running) == 4)  # two threads and three spares, less one
+    passed = threading.Event()
+    pool.submit(passed.set)
+    await until(passed.is_set)
+    assert len(running) == 4
+    gate.set()
+    await until(lambda: len(running) == 8)
+    await close(pool)
+
+
+async def test_bulky_tasks_that_are_held_back_count_as_queued(gate: threading.Event) -> None:
+    pool = make_pool(threads=2, max_queue=3)
+    running = threading.Event()
+
+    def bulky() -> None:
+        running.set()
+        gate.wait()
+
+    pool.submit(bulky, bulky=True)
+    await until(running.is_set)
+    for _ in range(3):
+        pool.submit(gate.wait, bulky=True)
+    with pytest.raises(QueueFull):
+        pool.submit(gate.wait, bulky=True)
+    with pytest.raises(QueueFull):
+        pool.submit(gate.wait)
+    gate.set()
+    await close(pool)
+
+
+async def test_bulky_tasks_that_are_held_back_run_before_the_end(gate: threading.Event) -> None:
+    pool = make_pool(threads=2)
+    ran: list[int] = []
+
+    def bulky(number: int) -> None:
+        gate.wait()
+        ran.append(number)
+
+    for number in range(5):
+        pool.submit(partial(bulky, number), bulky=True)
+    pool.close()
+    gate.set()
+    await close(pool)
+    assert sorted(ran) == list(range(5))
+
+
+async def test_a_bulky_task_that_fails_makes_room_for_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_pool(threads=2)
+    ran = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("on purpose")
+
+    for _ in range(3):
+        pool.submit(fail, bulky=True)
+    pool.submit(ran.set, bulky=True)
+    await until(ran.is_set)
+    await close(pool)
+    assert caplog.text.count("LookupError: on purpose") == 3

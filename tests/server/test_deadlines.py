@@ -713,7 +713,9 @@ def test_a_request_given_up_in_the_queue_belongs_to_the_loop_again() -> None:
     loop = asyncio.new_event_loop()
     wakeup = Wakeup(loop)
     store = OutputStore(1, 1, BufferMemory(1), Spool(), contextlib.nullcontext, lambda task: task, bool)
-    application = Application(hello, copy_context(), HeadEncoder(), expose_tracebacks=False)
+    application = Application(
+        hello, copy_context(), HeadEncoder(), expose_tracebacks=False, tell_bulky=lambda *_: None
+    )
     connection = Connection(Limits(), HeadMemo())
     connection.receive_data(request("/", method="POST", body=b"body"))
     asked = connection.next_event()
