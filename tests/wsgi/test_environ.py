@@ -95,6 +95,8 @@ def test_every_key() -> None:
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
         "waitress.client_disconnected": gone,
+        "waitress_async.on_disconnect": print,
+        "waitress_async.shutting_down": bool,
     }
     assert environ["wsgi.input"] is body
     assert environ["wsgi.errors"] is errors
