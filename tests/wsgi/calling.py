@@ -57,7 +57,7 @@ class RecordingSink:
 
     def write(self, data: bytes) -> None:
         self._note("write", wanted=self.head is not None and bool(data))
-        if self.client_leaves_after is not None and self.calls.count("write") > self.client_leaves_after:
+        if self.is_closed():
             raise ClientDisconnected("the client is gone")
         self.chunks.append(data)
 
@@ -72,6 +72,9 @@ class RecordingSink:
 
     def abort(self) -> None:
         self._note("abort", wanted=True)
+
+    def is_closed(self) -> bool:
+        return self.client_leaves_after is not None and self.calls.count("write") > self.client_leaves_after
 
     def _note(self, name: str, *, wanted: bool) -> None:
         if not wanted or self.ended:

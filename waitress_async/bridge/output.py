@@ -85,6 +85,7 @@ class Output:
         "aborted",
         "head",
         "length",
+        "overflowed",
     )
 
     def __init__(self, wakeup: Wakeup, on_ready: Callable[[], object], store: OutputStore) -> None:
@@ -92,6 +93,7 @@ class Output:
         self.head: ResponseHead | None = None
         self.length: int | None = None  # of the body, where it is known and the head does not say it
         self.aborted = False  # what was written is all there is, and is not the whole
+        self.overflowed = False  # some of it went to disk
         self._wakeup = wakeup
         self._on_ready = on_ready
         self._store = store
@@ -110,7 +112,7 @@ class Output:
         self._announced = False  # the loop has been told of something that it has not taken
         self._finished = False
         self._closed = False
-        self._callbacks: list[Callable[[], object]] = []  # of the app, for when the client leaves
+        self._callbacks: list[Callable[[], object]] | None = None  # of the app, for when the client leaves
         self._started = False  # a thread is about to call the app, or has
         self._revoked = False  # none will
 
@@ -150,6 +152,7 @@ class Output:
 
     def _make_ring(self) -> None:
         if self._ring is None:
+            self.overflowed = True
             self._ring = Ring(self._store.spool, self._store.high_watermark)
             self._writing = threading.Lock()
             self._drained = threading.Condition(self._lock)
@@ -287,8 +290,7 @@ class Output:
                 if self._ring is not None and not self._ring.unsent:
                     ring = self._ring
             self._finished = True
-            if self._callbacks:
-                self._callbacks = []
+            self._callbacks = None
             if self._drained is not None:
                 self._drained.notify_all()
             self._announce()
@@ -347,7 +349,7 @@ class Output:
             if self._finished:
                 return
             if not self._closed:
-                self._callbacks.append(call)
+                self._callbacks = [*(self._callbacks or ()), call]
                 return
         self._wakeup.call(partial(self._store.tell, call))
 
@@ -355,11 +357,6 @@ class Output:
         """Nothing more will come, and what came is not the whole."""
         self.aborted = True
         self._finish((), 0, has_region=False)
-
-    @property
-    def overflowed(self) -> bool:
-        """Whether some of it went to disk. The app's thread."""
-        return self._ring is not None
 
     def is_closed(self) -> bool:
         """Whether the client is known to be gone. Any thread."""
@@ -473,11 +470,11 @@ class Output:
             if self._drained is not None:
                 self._drained.notify_all()
             ring = self._ring
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks, self._callbacks = self._callbacks, None
         _close_regions(unwanted)
         if ring is not None:
             ring.close()
-        for callback in callbacks:
+        for callback in callbacks or ():
             self._store.tell(callback)
 
 

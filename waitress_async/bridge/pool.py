@@ -105,10 +105,7 @@ class Pool:
         if bulky:
             self._held_back.append(task)
             self._let_bulky()
-        else:
-            self._submit(task)
-
-    def _submit(self, task: Task) -> None:
+            return
         if not self._submitted:
             asyncio.get_running_loop().call_soon(self._queue_submitted)
         self._submitted.append(task)
@@ -116,7 +113,7 @@ class Pool:
     def _let_bulky(self) -> None:
         while self._held_back and self._bulky < max(1, self._should_be_active() - 1):
             self._bulky += 1
-            self._submit(partial(self._run_bulky, self._held_back.popleft()))
+            self._queue.put(partial(self._run_bulky, self._held_back.popleft()))
 
     def _bulky_ended(self) -> None:
         self._bulky -= 1

@@ -382,8 +382,11 @@ class HTTPProtocol(asyncio.Protocol):
     def _queue(self, exchange: Exchange) -> None:
         """Have the app called, or say that there is no room."""
         try:
-            exchange.is_bulky = exchange.request.path in self._runtime.bulky
-            self._runtime.pool.submit(exchange.run, bulky=exchange.is_bulky)
+            if exchange.request.path in self._runtime.bulky:
+                exchange.is_bulky = True
+                self._runtime.pool.submit(exchange.run, bulky=True)
+            else:
+                self._runtime.pool.submit(exchange.run)
         except QueueFull:
             self._refuse_busy("Too many requests wait to be served.", setting="max_queue")
         else:

@@ -66,6 +66,9 @@ class Sink(Protocol):
     def abort(self) -> None:
         """Send what was written, then cut, so that the client sees that the body is not whole."""
 
+    def is_closed(self) -> bool:
+        """Whether the client is known to be gone."""
+
 
 def run_application(
     app: WSGIApplication,
@@ -96,17 +99,17 @@ def run_application(
             _log_exception("Exception while serving %s", response.path)
             response.fail(error, expose_tracebacks)
     finally:
-        response.end()
-        _close(result, response.path)
+        response.phase = _OVER
+        _close(result, response)
 
 
-def _close(result: object, path: str) -> None:
+def _close(result: object, response: _Response) -> None:
     try:
         close: Callable[[], object] | None = getattr(result, "close", None)
         if close is not None:
             close()
     except BaseException:
-        _log_exception("Exception in close() while serving %s", path)
+        _log_exception("Exception in close() while serving %s", response.path)
 
 
 def _log_exception(message: str, path: str) -> None:
@@ -137,24 +140,22 @@ class _Response:
     __slots__ = (
         "_encoder",
         "_head",
-        "_is_disconnected",
         "_is_head",
         "_length",
         "_path",
-        "_phase",
         "_remaining",
         "_sink",
         "_surplus",
+        "phase",
     )
 
     def __init__(self, environ: Environ, sink: Sink, encoder: HeadEncoder) -> None:
         # The environ is the app's to change once it has been called.
         self._path: str = environ["PATH_INFO"]
         self._is_head = environ["REQUEST_METHOD"] == "HEAD"
-        self._is_disconnected: Callable[[], bool] = environ["waitress.client_disconnected"]
         self._sink = sink
         self._encoder = encoder
-        self._phase = _HEAD
+        self.phase = _HEAD
         self._head: ResponseHead | None = None
         self._length: int | None = None
         self._remaining: int | None = None  # bytes still to come, where the length is known
@@ -169,7 +170,7 @@ class _Response:
     @property
     def is_client_gone(self) -> bool:
         """Whether a ClientDisconnected can be this request's: it may come from another one's body, too."""
-        return self._phase is _GONE or self._phase is _COMPLETE or self._is_disconnected()
+        return self.phase is _GONE or self.phase is _COMPLETE or self._sink.is_closed()
 
     def start_response(
         self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -177,11 +178,11 @@ class _Response:
         """PEP 3333 "The start_response() Callable"."""
         if exc_info is not None and exc_info[1] is not None:
             try:
-                if self._phase is not _HEAD:
+                if self.phase is not _HEAD:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None  # break the cycle through the traceback's frame
-        elif self._phase is _OVER:
+        elif self.phase is _OVER:
             raise ValueError("start_response was called after the end of the response")
         elif self._head is not None:
             raise AssertionError("start_response was called a second time, without exc_info")
@@ -224,7 +225,7 @@ class _Response:
         if len(chunks) > 1 and length <= _JOIN_LIMIT:
             chunks = (b"".join(chunks),)
         self._begin(length)
-        if self._phase is _BODY and (self._remaining is None or self._remaining == length):
+        if self.phase is _BODY and (self._remaining is None or self._remaining == length):
             self._remaining = 0
             self._finish(chunks)
             return
@@ -237,21 +238,21 @@ class _Response:
         """Hand over a real file, to be sent without a thread. Returns whether that was done."""
         descriptor = file.descriptor()
         head = self._head
-        if descriptor is None or self._phase is not _HEAD or head is None:
+        if descriptor is None or self.phase is not _HEAD or head is None:
             return False
         size = file.prepare()
         count = size if head.content_length is None else head.content_length
         if not _SMALL_FILE < count <= size:
             return False
         self._begin(count)
-        if self._phase is not _BODY:  # to a HEAD request, say
+        if self.phase is not _BODY:  # to a HEAD request, say
             return False
-        close = partial(copy_context().run, _close, file, self.path)
+        close = partial(copy_context().run, _close, file, self)
         try:
             self._sink.finish_file(descriptor, file.file.tell(), count, close)
         except OSError:  # no descriptor is left for it
             return False
-        self._phase = _COMPLETE
+        self.phase = _COMPLETE
         return True
 
     def _length_of_file(self, result: Iterable[bytes]) -> int | None:
@@ -262,7 +263,7 @@ class _Response:
 
     def _begin(self, length: int | None) -> None:
         """Give the head to the sink, when the first of the body is there. `length`: of the body, if known."""
-        if self._phase is not _HEAD:
+        if self.phase is not _HEAD:
             return
         head = self._head
         if head is None:
@@ -275,18 +276,18 @@ class _Response:
             self._length = length if head.content_length is None else head.content_length
             self._remaining = self._length
             self._sink.begin(head, length)
-            self._phase = _BODY
+            self.phase = _BODY
 
     def _write(self, data: bytes) -> bool:
         """Count and send a non-empty chunk; what fills the length finishes the response.
 
         Returns whether it is worth asking the app for more.
         """
-        if self._phase is _GONE:
+        if self.phase is _GONE:
             raise ClientDisconnected("the client is gone")
-        if self._phase is _OVER:
+        if self.phase is _OVER:
             raise ValueError("write() was called after the end of the response")
-        if self._phase is _COMPLETE:
+        if self.phase is _COMPLETE:
             self._refuse_surplus()
             return False
         if self._remaining is not None:
@@ -310,7 +311,7 @@ class _Response:
     def _not_stored(self, error: ResponseNotStored) -> None:
         logger.error("The response to %s is cut, for it could not be stored: %s", self.path, error)
         self.cut()
-        self._phase = _GONE
+        self.phase = _GONE
 
     def _refuse_surplus(self) -> None:
         if self._surplus:
@@ -318,7 +319,7 @@ class _Response:
             self._surplus = ""
 
     def _finish(self, chunks: Sequence[bytes]) -> None:
-        self._phase = _COMPLETE
+        self.phase = _COMPLETE
         try:
             self._sink.finish(chunks)
         except ResponseNotStored as error:
@@ -326,9 +327,9 @@ class _Response:
 
     def _end(self) -> None:
         """The app has nothing more to give."""
-        if self._phase is _HEAD:
+        if self.phase is _HEAD:
             self._begin(0)
-        if self._phase is not _BODY:
+        if self.phase is not _BODY:
             return
         if self._remaining:
             assert self._length is not None
@@ -344,24 +345,20 @@ class _Response:
 
     def client_disconnected(self) -> None:
         """Nobody is there to send the rest to."""
-        if self._phase is _HEAD or self._phase is _BODY:
+        if self.phase is _HEAD or self.phase is _BODY:
             logger.info("Client disconnected while serving %s", self.path)
             self.cut()
-            self._phase = _GONE
-
-    def end(self) -> None:
-        """The call of the app is over, and what it has kept of it is of no more use."""
-        self._phase = _OVER
+            self.phase = _GONE
 
     def cut(self) -> None:
         """Let the client see that what it has is not the whole."""
-        if self._phase is _HEAD or self._phase is _BODY:
-            self._phase = _COMPLETE
+        if self.phase is _HEAD or self.phase is _BODY:
+            self.phase = _COMPLETE
             self._sink.abort()
 
     def fail(self, error: BaseException, expose_tracebacks: bool) -> None:
         """Answer for an app that raised."""
-        if self._phase is not _HEAD:
+        if self.phase is not _HEAD:
             self.cut()
             return
         detail = "The application failed, and the server's log says how."
