@@ -38,7 +38,7 @@ class App:
         self.threads: list[str] = []
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/stream":
+        if environ["PATH_INFO"].startswith("/stream/"):
             stream = StreamingApp()
             self.streams.append(stream)
             return stream(environ, start_response)
@@ -62,7 +62,7 @@ def stream(serve_in_thread: ServeInThread, app: App) -> Iterator[Stream]:
     def begin(server: RunningServer) -> Client:
         client = Client(server.address, receive_buffer=65_536)
         clients.append(client)
-        client.send(request("/stream"))
+        client.send(request(f"/stream/{len(clients)}"))  # what is known of one says nothing of another
         return client
 
     yield begin

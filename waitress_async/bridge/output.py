@@ -119,7 +119,7 @@ class Output:
     # -- the app's thread
 
     def start(self) -> bool:
-        """A thread is about to call the app for it: from now on it is not revoked. False if it was already."""
+        """A thread is about to call the app for it, so it cannot be revoked. False if it was before."""
         with self._lock:
             self._started = not self._revoked
             return self._started

@@ -177,8 +177,7 @@ class Connections:
             return True
         self.full = True
         self._pause_listening()
-        if not self._evict():
-            self._tell_full()
+        self._evict()
         return False
 
     def _evict(self) -> bool:
@@ -374,8 +373,8 @@ class Connections:
         self.stamp = self.clock + self._sweep_interval
         for protocol in list(self._protocols):
             protocol.sweep(self.clock, elapsed)
-        if self.full:
-            self._evict()
+        if self.full and not self._evict():
+            self._tell_full()
         if timeout := self._proxy_protocol.timeout:
             for arrival in self._arrivals:
                 if arrival.waits_for_header and self.clock - arrival.since >= timeout:
