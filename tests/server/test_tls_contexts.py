@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 
 from tests.server.support import DEADLINE, in_thread, on_each_loop, settled
 from waitress_async.errors import SettingsError
-from waitress_async.server.server import load_tls
+from waitress_async.server import load_tls
 from waitress_async.server.tls import TLS, environ_of
 from waitress_async.settings import Settings
 
