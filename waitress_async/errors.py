@@ -127,7 +127,7 @@ class PermanentRedirect(HTTPError):
     reason = "Permanent Redirect"
 
     def __init__(self, location: str) -> None:
-        super().__init__("It is spoken to by https alone.")
+        super().__init__("This site is served by https only.")
         self.location = location
 
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.bridge.support import until
-from waitress_async.bridge import CallbackThread, Wakeup
+from waitress_async.bridge import CallbackThread, LogThread, Wakeup
 from waitress_async.bridge import pool as pool_module
 
 
@@ -25,10 +25,14 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest_asyncio.fixture
 async def callbacks(gate: threading.Event) -> AsyncIterator[CallbackThread]:
-    callbacks = CallbackThread(Wakeup(asyncio.get_running_loop()))
+    wakeup = Wakeup(asyncio.get_running_loop())
+    log = LogThread(wakeup)
+    callbacks = CallbackThread(wakeup, log)
     yield callbacks
     gate.set()
     callbacks.close()
+    log.close()
+    await log.wait_closed(10)
     assert await callbacks.wait_closed(10) == []
     assert threads() == []
 

@@ -728,8 +728,8 @@ async def test_a_promise_kept_while_a_thread_is_lent(waiting: MakeWaiting) -> No
 # -- bulky tasks
 
 
-@pytest.mark.parametrize(("threads", "at_a_time"), [(1, 1), (2, 1), (4, 3)])
-async def test_bulky_tasks_leave_a_thread_to_the_others(
+@pytest.mark.parametrize(("threads", "at_a_time"), [(1, 1), (2, 1), (3, 1), (4, 2), (9, 4)])
+async def test_bulky_tasks_leave_half_of_the_threads_to_the_others(
     gate: threading.Event, threads: int, at_a_time: int
 ) -> None:
     pool = make_pool(threads=threads)
@@ -739,7 +739,7 @@ async def test_bulky_tasks_leave_a_thread_to_the_others(
         running.append(number)
         gate.wait()
 
-    for number in range(6):
+    for number in range(12):
         pool.submit(partial(bulky, number), bulky=True)
     await until(lambda: len(running) == at_a_time)
     if threads > 1:
@@ -748,7 +748,7 @@ async def test_bulky_tasks_leave_a_thread_to_the_others(
         await until(passed.is_set)
     assert len(running) == at_a_time
     gate.set()
-    await until(lambda: len(running) == 6)
+    await until(lambda: len(running) == 12)
     assert sorted(running[:at_a_time]) == list(range(at_a_time))
     await close(pool)
 
@@ -765,7 +765,7 @@ async def test_bulky_tasks_that_wait_for_clients_make_room_for_others(gate: thre
 
     for number in range(8):
         pool.submit(partial(bulky, number), bulky=True)
-    await until(lambda: len(running) == 4)  # two threads and three spares, less one
+    await until(lambda: len(running) == 4)  # half of the threads, and the spares
     passed = threading.Event()
     pool.submit(passed.set)
     await until(passed.is_set)

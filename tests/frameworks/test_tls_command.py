@@ -211,4 +211,4 @@ def test_what_cannot_be_served_is_said_in_a_line(site: Site, arguments: list[str
 def test_a_redirect_needs_a_certificate(start: Start, site: Site) -> None:
     status, lines = start("--redirect-listen=127.0.0.1:0", "shop:app", cwd=site.folder).ended()
     assert status == 2
-    assert lines[-1] == "Error: redirect_listen has no meaning unless certfile is set"
+    assert lines[-1] == "Error: redirect_listen has no meaning unless certfile or ssl_context is set"

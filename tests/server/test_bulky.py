@@ -40,7 +40,7 @@ class Downloads:
 
 def test_what_went_to_disk_once_leaves_a_thread_to_the_others(serve_in_thread: ServeInThread) -> None:
     app = Downloads()
-    server = serve_in_thread(app, threads=3, spare_threads=0)
+    server = serve_in_thread(app, threads=4, spare_threads=0)
     bulky = server.server._runtime.bulky
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(server.address, receive_buffer=4_096)) for _ in range(6)]

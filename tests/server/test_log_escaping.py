@@ -253,4 +253,4 @@ def test_a_peer_on_a_unix_socket(
 
 
 def tells_of_peer(line: str) -> bool:
-    return " closed: " in line or "header_timeout: " in line
+    return "PROXY header: " in line or "header_timeout: " in line

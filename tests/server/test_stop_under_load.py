@@ -352,7 +352,9 @@ def test_it_serves_on_for_the_delay(serve_in_thread: ServeInThread, caplog: pyte
                 for _ in range(2):
                     response = client.get("/meanwhile")
                     assert (response.body, response.closes) == (b"/meanwhile", False)
-            server.server.request_stop()  # which does not wait for its end
+            server.server.request_stop()  # which changes nothing
+            assert after.get("/meanwhile").closes is False
+            server.server.request_stop(20)  # less than it has: the delay is over
             after.assert_ended()
         before.assert_ended()
         assert events.receive().body == b"False\nTrue\n"

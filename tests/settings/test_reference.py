@@ -29,8 +29,8 @@ def test_a_row_for_each_setting_under_its_section() -> None:
     )
     assert "| `threads` | `--threads` | 4 threads | Threads that run the app. |" in rows
     assert (
-        "| `url_scheme` | `--url-scheme` | http | wsgi.url_scheme in the environ. One of http, https. |"
-        in rows
+        "| `url_scheme` | `--url-scheme` | http | wsgi.url_scheme in the environ; with TLS that is https, "
+        "whatever this says. One of http, https. |" in rows
     )
     assert any(row.startswith("| `sockets` | keyword only | none | ") for row in rows)
 

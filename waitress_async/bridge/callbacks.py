@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import Final
 
+from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.pool import Pool, QueueFull, Task
 from waitress_async.bridge.wakeup import Wakeup
 
@@ -20,8 +21,9 @@ class CallbackThread:
 
     MAX_QUEUE: Final = 10_000  # calls; more are not made
 
-    def __init__(self, wakeup: Wakeup) -> None:
+    def __init__(self, wakeup: Wakeup, log: LogThread) -> None:
         self._wakeup = wakeup
+        self._log = log
         self._pool: Pool | None = None
         self._closed = False
 
@@ -35,8 +37,10 @@ class CallbackThread:
                     self._wakeup, name="waitress_async-callback", threads=1, max_queue=self.MAX_QUEUE
                 )
             self._pool.submit(partial(_call, callback))
-        except (QueueFull, RuntimeError):  # the system has no thread, or one callback is stuck
-            pass
+        except (QueueFull, RuntimeError):  # one that is stuck holds up so many; or the system has no thread
+            self._log.log(
+                logging.ERROR, "A callback of the app is not called: too many wait, or no thread is left"
+            )
 
     def close(self) -> None:
         """Let the thread end when it has made the calls that are queued. Twice is fine."""

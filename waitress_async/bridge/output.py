@@ -152,7 +152,6 @@ class Output:
 
     def _make_ring(self) -> None:
         if self._ring is None:
-            self.overflowed = True
             self._ring = Ring(self._store.spool, self._store.high_watermark)
             self._writing = threading.Lock()
             self._drained = threading.Condition(self._lock)
@@ -205,6 +204,7 @@ class Output:
                     self._write_without_disk(bytes(view))
                     return
                 view = view[len(part) :]
+                self.overflowed = True
                 with self._lock:
                     self._check_open()
                     self._ring.advance(len(part))
@@ -330,6 +330,7 @@ class Output:
             if len(data) > room:
                 return False
             self._ring.write(memoryview(data))
+            self.overflowed = True
             with self._lock:
                 self._ring.advance(len(data))
         except OSError:

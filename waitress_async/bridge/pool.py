@@ -62,8 +62,8 @@ class Pool:
     stead, up to `spares` of them. Spares end when they are no longer needed; the first threads stay, and
     with them what apps keep for each thread.
 
-    Bulky tasks, which will keep the disk busy, run beside each other only as long as one thread is left for
-    others. What others there are does not wait behind them.
+    Bulky tasks, which will keep the disk busy, have half of the threads, at least one, and spares as all have.
+    What others there are does not wait behind them.
 
     Daemons, because a thread stuck in an app must not hold the exit of the process; not an executor's,
     because the interpreter waits for those. Made and closed on the loop's thread.
@@ -111,7 +111,8 @@ class Pool:
         self._submitted.append(task)
 
     def _let_bulky(self) -> None:
-        while self._held_back and self._bulky < max(1, self._should_be_active() - 1):
+        limit = max(1, self._wanted // 2) + min(self._waiting, self._spares)
+        while self._held_back and self._bulky < limit:
             self._bulky += 1
             self._queue.put(partial(self._run_bulky, self._held_back.popleft()))
 

@@ -44,9 +44,10 @@ class Ring:
         offset = self._written % self._capacity
         end = self._capacity - offset
         try:
-            self._file.write(view[:end], offset)
-            if len(view) > end:
-                self._file.write(view[end:], 0)
+            with self._spool.writing:
+                self._file.write(view[:end], offset)
+                if len(view) > end:
+                    self._file.write(view[end:], 0)
         except ValueError:
             raise ClientDisconnected("the client is gone") from None
 

@@ -64,6 +64,8 @@ class Spool:
         self._run = aiofiles.os.wrap(_call)
         self._executor = executor
         self._lock = Lock()
+        self.writing = Lock()
+        """For threads that write much: one at a time, or they would keep every core busy with copying."""
         self._closing: set[asyncio.Future[None]] = set()
         self.used = 0
         """Bytes in all files."""

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Final
 from waitress_async.bridge import LogThread
 from waitress_async.buffers import BufferMemory
 from waitress_async.http import ProxiedAddresses
-from waitress_async.server.deadlines import CutLog
+from waitress_async.server.deadlines import CutLog, sweep_interval
+from waitress_async.server.descriptors import connection_limit
 from waitress_async.server.listeners import Address, Listener, ListeningSocket, format_address
 from waitress_async.server.proxy_protocol import ProxyProtocol
 from waitress_async.server.tls import TLS
-from waitress_async.settings import UNIX_PEER
+from waitress_async.settings import UNIX_PEER, Settings
 
 if TYPE_CHECKING:
     from waitress_async.server.protocol import HTTPProtocol
@@ -46,6 +47,16 @@ _WAITING: Final = 4_096
 _TELL_INTERVAL: Final = 10.0
 
 
+# What is said of arrivals that took longer than a setting allows.
+_LATE: Final = {
+    "proxy_protocol_timeout": (
+        logging.WARNING,
+        "its PROXY header is not complete",
+    ),  # a proxy is set up wrong
+    "tls_handshake_timeout": (logging.INFO, "its TLS handshake is not complete"),
+}
+
+
 class _TooManyOfHost(Exception):
     """An address has as many connections as it may."""
 
@@ -53,7 +64,7 @@ class _TooManyOfHost(Exception):
 class Arrival:
     """An accepted socket on its way to a transport."""
 
-    __slots__ = ("late", "listener", "peer", "protocol", "since", "sock", "task", "waits_for_header")
+    __slots__ = ("late", "listener", "peer", "protocol", "since", "sock", "task", "waits_for")
 
     def __init__(self, since: float, sock: socket.socket, peer: Address, listener: Listener) -> None:
         """`since` is by the sweep's clock."""
@@ -63,7 +74,7 @@ class Arrival:
         self.listener = listener
         self.protocol: HTTPProtocol | None = None  # once that is made
         self.task: asyncio.Task[None] | None = None  # which sees it there
-        self.waits_for_header = False  # of the PROXY protocol
+        self.waits_for = ""  # the setting that says how long that may take, since `since`
         self.late = ""  # what it was cut for
 
     def cancel(self) -> None:
@@ -82,29 +93,24 @@ class Connections:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        settings: Settings,
         log: LogThread,
-        memory: BufferMemory,
-        limit: int,
-        limit_per_host: int,
         cuts: CutLog,
-        proxy_protocol: ProxyProtocol,
-        sweep_interval: float,
+        memory: BufferMemory,
         tls: TLS | None,
-        tls_handshake_timeout: float,
         make_protocol: Callable[[Address, Listener, ProxiedAddresses | None], HTTPProtocol],
     ) -> None:
         """`make_protocol(peer's address, listener, what a PROXY header says)` makes the protocol
-        of a new connection. `sweep_interval` is in seconds."""
+        of a new connection."""
         self._loop = loop
+        self._settings = settings
         self._log = log
-        self._memory = memory
-        self._limit = limit
-        self._limit_per_host = limit_per_host  # 0 for none
         self._cuts = cuts
+        self._memory = memory
+        self._limit = connection_limit(settings, log)
         self._hosts: Counter[str] = Counter()  # connections by address of the client
-        self._proxy_protocol = proxy_protocol
+        self._proxy_protocol = ProxyProtocol(settings)
         self._tls = tls
-        self._tls_handshake_timeout = tls_handshake_timeout or _NEVER
         self._make_protocol = make_protocol
         self._listeners: list[Listener] = []
         self._open: set[HTTPProtocol | Arrival] = set()  # from accept to loss: what the limit counts
@@ -116,12 +122,13 @@ class Connections:
         self._tell_full_after = -math.inf
         self._found_none_at = -math.inf  # when nobody could make room, by `clock`
         self._draining = False
+        self._closes_idle = False
         self._sweeper: asyncio.TimerHandle | None = None
-        self._sweep_interval = sweep_interval
+        self._sweep_interval = sweep_interval(settings)
         self._swept_at = 0.0  # in the loop's time
         self.clock = 0.0
         """Seconds that sweeps have counted, up to the last one. Deadlines are measured by it."""
-        self.stamp = sweep_interval
+        self.stamp = self._sweep_interval
         """What `clock` will be at the next sweep, for what begins now: no deadline comes early."""
         self._memory_timer: asyncio.TimerHandle | None = None
         self._held_back: dict[HTTPProtocol, None] = {}  # which wait for their turn to read, in order
@@ -162,14 +169,20 @@ class Connections:
             protocol.close_after_response()
 
     def close_idle(self) -> int:
-        """Close the connections on which nothing is under way. Returns how many that were."""
+        """Close the connections on which nothing is under way, and from now on all that come to that. Returns
+        how many that were at once."""
+        self._closes_idle = True
         idle = [protocol for protocol in self._protocols if protocol.is_idle]
-        arriving = [arrival for arrival in self._arrivals if arrival.protocol not in self._protocols]
+        arriving = self._on_their_way()
         for protocol in idle:
             protocol.close()
         for arrival in arriving:
             arrival.cancel()
         return len(idle) + len(arriving)
+
+    def _on_their_way(self) -> list[Arrival]:
+        """Those that have no transport yet. One that has is its protocol's to close."""
+        return [arrival for arrival in self._arrivals if arrival.protocol not in self._protocols]
 
     def _make_room(self) -> bool:
         """Whether somebody who waits may be accepted. At the limit, the longest idle ones make room."""
@@ -195,7 +208,9 @@ class Connections:
             if protocol.turn_since <= self.clock and protocol.awaits_request
         ]
         awaiting += [
-            (True, arrival.since, arrival.cancel) for arrival in self._arrivals if arrival.since <= self.clock
+            (True, arrival.since, arrival.cancel)
+            for arrival in self._on_their_way()
+            if arrival.since <= self.clock
         ]
         if not awaiting:
             self._found_none_at = self.clock
@@ -238,15 +253,14 @@ class Connections:
         if self._tls is None or arrival.listener.redirects:
             await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
         else:
+            self._begin_wait(arrival, "tls_handshake_timeout")
             await self._loop.connect_accepted_socket(
                 lambda: protocol,
                 arrival.sock,
                 ssl=self._tls.context,
-                ssl_handshake_timeout=self._tls_handshake_timeout,
-                ssl_shutdown_timeout=_NEVER,  # it would cut those that are slow; ours are cut by sweeps
+                ssl_handshake_timeout=_NEVER,  # these would go on while the server stands still, and cut
+                ssl_shutdown_timeout=_NEVER,  # those that are slow; ours are cut by sweeps
             )
-        if self._draining:
-            protocol.close_after_response()
 
     def _arrived(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
         """Its task is over. If it has failed, nothing is left of the connection."""
@@ -259,26 +273,30 @@ class Connections:
         peer = ascii(format_address(arrival.peer))[1:-1]  # a path is whatever its owner likes
         if isinstance(error, _TooManyOfHost):
             self._cuts.tell("connection_limit_per_host", peer, str(error), self.clock)
-        elif isinstance(error, ssl.SSLError | ConnectionAbortedError) and arrival.protocol is not None:
+        elif arrival.late:
+            level, how_far = _LATE[arrival.late]
+            self._cuts.tell(arrival.late, peer, how_far, self.clock, level)
+        elif isinstance(error, ssl.SSLError):
             self._cuts.tell("TLS handshake", peer, str(error), self.clock)
-        elif reason := arrival.late or ("" if error is None or isinstance(error, OSError) else str(error)):
-            # An OSError says that the peer is gone already, which happens.
-            self._log.log(logging.WARNING, "Connection from %s closed: %s", peer, reason)
+        elif error is not None and not isinstance(error, OSError):  # that says that the peer has gone
+            self._cuts.tell("PROXY header", peer, str(error), self.clock, logging.WARNING)
 
     def _count_host(self, protocol: HTTPProtocol) -> None:
         host = protocol.remote_addr
         self._hosts[host] += 1
-        if self._limit_per_host and self._hosts[host] > self._limit_per_host and host != UNIX_PEER:
-            raise _TooManyOfHost(f"{host} has {self._limit_per_host} connections open already")
+        limit = self._settings.connection_limit_per_host
+        if limit and self._hosts[host] > limit and host != UNIX_PEER:
+            raise _TooManyOfHost(f"{host} has {limit} connections open already")
 
     async def _read_proxy_header(self, arrival: Arrival) -> ProxiedAddresses | None:
         if not self._proxy_protocol.is_expected_from(arrival.peer):
             return None
-        arrival.waits_for_header = True
-        try:
-            return await self._proxy_protocol.read_header(self._loop, arrival.sock)
-        finally:
-            arrival.waits_for_header = False
+        self._begin_wait(arrival, "proxy_protocol_timeout")
+        return await self._proxy_protocol.read_header(self._loop, arrival.sock)
+
+    def _begin_wait(self, arrival: Arrival, setting: str) -> None:
+        arrival.waits_for = setting
+        arrival.since = self.stamp
 
     def _accept_failed(self, error: OSError) -> None:
         """The system is out of descriptors or memory: trying again at once would spin."""
@@ -300,6 +318,8 @@ class Connections:
     def made(self, protocol: HTTPProtocol) -> None:
         """`protocol` has its transport."""
         self._protocols.add(protocol)
+        if self._draining:
+            protocol.close_after_response()
 
     def lost(self, counted: HTTPProtocol | Arrival) -> None:
         """This one has lost its connection, or never had one. Makes room for another."""
@@ -324,8 +344,11 @@ class Connections:
                 )
 
     def abort(self) -> None:
-        """Cut every connection."""
-        for arrival in self._arrivals:
+        """Cut every connection, and accept no more."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+        for arrival in self._on_their_way():
             arrival.cancel()
         for protocol in list(self._protocols):
             protocol.abort()
@@ -371,17 +394,25 @@ class Connections:
         self._swept_at = now
         self.clock += elapsed
         self.stamp = self.clock + self._sweep_interval
-        for protocol in list(self._protocols):
-            protocol.sweep(self.clock, elapsed)
-        if self.full and not self._evict():
-            self._tell_full()
-        if timeout := self._proxy_protocol.timeout:
-            for arrival in self._arrivals:
-                if arrival.waits_for_header and self.clock - arrival.since >= timeout:
-                    arrival.late = f"The PROXY header is not complete after {timeout:g} seconds."
-                    arrival.cancel()
-        if len(self):
-            self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
+        try:
+            for protocol in list(self._protocols):
+                protocol.sweep(self.clock, elapsed)
+            self._cut_late_arrivals()
+            self._cuts.flush(self.clock)
+            if self._closes_idle:
+                self.close_idle()
+            if self.full and not self._evict():
+                self._tell_full()
+        finally:
+            if len(self) or self._cuts.owes_lines:
+                self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
+
+    def _cut_late_arrivals(self) -> None:
+        for arrival in self._on_their_way():
+            timeout = getattr(self._settings, arrival.waits_for) if arrival.waits_for else 0
+            if timeout and self.clock - arrival.since >= timeout:
+                arrival.late = arrival.waits_for
+                arrival.cancel()
 
     def stop_sweeping(self) -> None:
         """Cancel the timers, where they are set."""

@@ -6,7 +6,6 @@ a sweep that comes late counts no more than two of its intervals. Loop's thread.
 
 from __future__ import annotations
 
-import enum
 import logging
 from typing import Final
 
@@ -26,15 +25,6 @@ _LINES: Final = 10
 _LINES_INTERVAL: Final = 10.0
 
 
-class Deadline(enum.Enum):
-    """What a client can be too slow at. The values are names of settings."""
-
-    HEAD = "header_timeout"
-    BODY = "body_min_rate"
-    RESPONSE = "response_min_rate"
-    QUEUE = "queue_timeout"
-
-
 def sweep_interval(settings: Settings) -> float:
     """Seconds between two sweeps."""
     timeouts = [
@@ -43,6 +33,7 @@ def sweep_interval(settings: Settings) -> float:
         settings.queue_timeout,
         settings.linger_timeout,
         settings.proxy_protocol_timeout,
+        settings.tls_handshake_timeout,
         settings.min_rate_grace,
     ]
     shortest = min((timeout for timeout in timeouts if timeout), default=_SLOWEST)
@@ -62,6 +53,7 @@ class Pace:
 
     def is_too_slow(self, progress: int, elapsed: float, rate: float) -> bool:
         """Take note of `progress` after `elapsed` more seconds of waiting; `rate` is in bytes a second."""
+        progress = max(progress, self._progress)  # of one that is gone the system may not tell any more
         saved = self._in_hand + (progress - self._progress) / rate
         self._progress = progress
         self._in_hand = min(saved, _SAVINGS * self._grace) - elapsed
@@ -133,18 +125,26 @@ class CutLog:
         self._log = log
         self._told: dict[str, tuple[float, int]] = {}  # by setting: since when, and how many
 
-    def tell(self, setting: str, peer: str, how_far: str, now: float) -> None:
-        """`setting` is what said so, `how_far` what the client had done. `now` is any clock's, in seconds."""
+    def tell(self, reason: str, peer: str, how_far: str, now: float, level: int = logging.INFO) -> None:
+        """`reason` is the setting that said so, or what went wrong; `how_far` what the client had done.
+
+        `now` is by the sweep's clock.
+        """
         self.flush(now)
-        since, count = self._told.get(setting, (now, 0))
-        self._told[setting] = since, count + 1
+        since, count = self._told.get(reason, (now, 0))
+        self._told[reason] = since, count + 1
         if count < _LINES:
-            self._log.log(logging.INFO, "%s: %s: %s", setting, peer, how_far)
+            self._log.log(level, "%s: %s: %s", reason, peer, how_far)
+
+    @property
+    def owes_lines(self) -> bool:
+        """Whether there were more than were told of."""
+        return any(count > _LINES for _, count in self._told.values())
 
     def flush(self, now: float) -> None:
         """Say how many more there were, once the time for lines is over. To be called now and then."""
-        for setting, (since, count) in list(self._told.items()):
+        for reason, (since, count) in list(self._told.items()):
             if now - since >= _LINES_INTERVAL:
-                del self._told[setting]
+                del self._told[reason]
                 if count > _LINES:
-                    self._log.log(logging.INFO, "%s: and %d more", setting, count - _LINES)
+                    self._log.log(logging.INFO, "%s: and %d more", reason, count - _LINES)

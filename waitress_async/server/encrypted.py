@@ -15,11 +15,12 @@ class EncryptedProtocol(HTTPProtocol):
     """HTTP over TLS. No half of it can be closed, it must not be closed twice, it waits for the client's word
     when it is, and it neither tells how much is unsent nor that what is written goes nowhere."""
 
-    __slots__ = ("_told_sent",)
+    __slots__ = ("_room_seen", "_told_sent")
 
     def __init__(self, runtime: Runtime, ends: Ends) -> None:
         super().__init__(runtime, ends)
         self._told_sent = 0  # of the sender's progress, what the system has for sure
+        self._room_seen: tuple[int, float] | None = None  # the progress then, and when, by the sweep's clock
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -30,7 +31,7 @@ class EncryptedProtocol(HTTPProtocol):
         """The client has ended TLS: what is written is sent, and nothing more."""
         self._connection.receive_eof()
         self._sender.drop_source()
-        self._close_by(self._runtime.settings.linger_timeout)
+        self._linger_for(self._runtime.settings.linger_timeout)
         return False
 
     def _pump_to_the_living(self) -> None:
@@ -52,7 +53,7 @@ class EncryptedProtocol(HTTPProtocol):
         if not self._transport.is_closing():
             self._transport.close()
             full = self._runtime.connections.full
-            self._close_by(0 if full else self._runtime.settings.linger_timeout)  # for the client's word
+            self._linger_for(0 if full else self._runtime.settings.linger_timeout)  # for the client's word
 
     def close(self) -> None:
         """As for every protocol; the client's word need not be waited for."""
@@ -60,7 +61,7 @@ class EncryptedProtocol(HTTPProtocol):
         if not self._unsent():
             self._transport.abort()
 
-    def _end(self) -> None:
+    def _end_linger(self) -> None:
         if not self._transport.is_closing():
             self._transport.close()  # which says to the client that this is the end
         self._transport.abort()
@@ -69,12 +70,19 @@ class EncryptedProtocol(HTTPProtocol):
         return has_ended(self._transport)
 
     def _unsent(self) -> int:
-        """One, if asyncio holds some below TLS: it does not tell, but there are none if the system takes
-        more."""
+        """One, if asyncio holds some below TLS. It does not tell; but there are none if the system takes more
+        at two sweeps in a row."""
         size = super()._unsent()
-        if size or (self._told_sent == self._sender.progress and self._linger_until is None):
+        progress = self._sender.progress
+        if size or (self._told_sent == progress and self._linger_until is None):
             return size
+        now = self._runtime.connections.clock
         if is_full(self._transport):
+            self._room_seen = None
             return 1
-        self._told_sent = self._sender.progress
+        if self._room_seen is None or self._room_seen[0] != progress:
+            self._room_seen = progress, now
+        if self._room_seen[1] == now:
+            return 1
+        self._told_sent = progress
         return 0

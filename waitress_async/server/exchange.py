@@ -72,14 +72,14 @@ class Exchange:
                 application.encoder,
                 expose_tracebacks=application.expose_tracebacks,
             )
+            if output.overflowed is not self.is_bulky:
+                application.tell_bulky(self.request.path, output.overflowed)
         except BaseException:
             output.abort()
             raise
         finally:
             if body is not None:
                 body.close()
-            if output.overflowed is not self.is_bulky:
-                self._application.tell_bulky(self.request.path, output.overflowed)
 
     def _make_environ(self) -> Environ | None:
         """The environ; None if there cannot be one, which has been answered."""

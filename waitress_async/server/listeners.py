@@ -98,16 +98,15 @@ def open_sockets(settings: Settings, looked_up: LookedUp) -> list[ListeningSocke
     """
     opened: list[ListeningSocket] = []
     try:
+        for place in settings.redirect_places:
+            _open(place, settings, looked_up, opened)
+        opened[:] = [replace(listening, redirects=True) for listening in opened]
         if settings.sockets:
             given = dict.fromkeys(settings.sockets)  # each once
             opened.extend(ListeningSocket(sock, f"sockets[{n}]") for n, sock in enumerate(given))
         else:
             for place in settings.places:
                 _open(place, settings, looked_up, opened)
-        redirecting: list[ListeningSocket] = []
-        for place in settings.redirect_places:
-            _open(place, settings, looked_up, redirecting)
-        opened.extend(replace(listening, redirects=True) for listening in redirecting)
         for listening in opened:
             _listen(listening, settings.backlog)
     except BaseException:
@@ -141,7 +140,7 @@ def _bind_all(
     Addresses that this machine has not are left out, unless they are all: "localhost" often has one of IPv6
     where IPv6 is off, as in containers.
     """
-    bound = {listening.address for listening in opened}
+    bound = {listening.address for listening in opened if not listening.redirects}
     missing: list[OSError] = []
     for family, address in addresses:
         if address[1] and address in bound:
@@ -356,10 +355,12 @@ class Listener:
                     return
 
     def _accept_one(self) -> bool | None:
-        """Returns whether there is room for another; None if nobody was accepted."""
+        """Returns whether there is room for another; None if nobody could be accepted."""
         try:
             sock, address = self._listening.sock.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+        except ConnectionAbortedError:
+            return True  # somebody else may wait
+        except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
             self._on_error(error)

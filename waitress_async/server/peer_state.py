@@ -9,6 +9,7 @@ import asyncio
 import select
 import socket
 import struct
+import sys
 from typing import Final
 
 _TCP_CLOSE: Final = 7  # of tcp_info's state, which for a reset connection it is (linux/tcp_states.h)
@@ -21,13 +22,10 @@ _LINGER_ZERO: Final = struct.pack("ii", 1, 0)  # on, no seconds: closing is a re
 def is_gone(transport: asyncio.Transport) -> bool:
     """Whether the peer is gone, and has not merely said all it will."""
     sock = transport.get_extra_info("socket")
-    if sock.family == getattr(socket, "AF_UNIX", None):
+    if sock is not None and sock.family == getattr(socket, "AF_UNIX", None):
         return is_broken(transport)
-    try:
-        state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except (AttributeError, OSError):  # not on this system; closed
-        return False
-    return state == _TCP_CLOSE
+    info = _tcp_info(transport, 1)
+    return bool(info) and info[0] == _TCP_CLOSE
 
 
 def has_ended(transport: asyncio.Transport) -> bool:
@@ -57,17 +55,23 @@ def _poll(transport: asyncio.Transport, events: int) -> int | None:
 
 def acknowledged(transport: asyncio.Transport) -> int | None:
     """Bytes that the peer has acknowledged (tcp_info's tcpi_bytes_acked); None where it cannot be told."""
+    info = _tcp_info(transport, _BYTES_ACKED.size)
+    return int(_BYTES_ACKED.unpack(info)[0]) if len(info) == _BYTES_ACKED.size else None
+
+
+def _tcp_info(transport: asyncio.Transport, size: int) -> bytes:
+    """The first `size` bytes of tcp_info, or what there is of them. Others lay it out in another way."""
+    if sys.platform != "linux":
+        return b""
     try:
-        sock = transport.get_extra_info("socket")
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
-        (size,) = _BYTES_ACKED.unpack(info)
-    except (AttributeError, OSError, struct.error):
-        return None
-    return int(size)
+        return bytes(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size))
+    except (AttributeError, OSError):  # closed; a unix socket
+        return b""
 
 
 def reset(transport: asyncio.Transport) -> None:
     """End the connection at once, so that the system throws away what it still holds for the peer."""
     sock = transport.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    if sock is not None:  # as it is of TLS whose connection is lost, when nobody has said so yet
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
     transport.abort()

@@ -20,7 +20,7 @@ from waitress_async.errors import (
     ServiceUnavailable,
 )
 from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
-from waitress_async.server.deadlines import Deadline, Patience
+from waitress_async.server.deadlines import Patience
 from waitress_async.server.ends import Ends
 from waitress_async.server.exchange import Exchange, no_room
 from waitress_async.server.listeners import format_address
@@ -131,7 +131,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._response_complete,
         )
         self._pump = self._sender.pump
-        self._patience.turn_since = runtime.connections.stamp
+        self._begin_turn()
         runtime.connections.made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -183,6 +183,10 @@ class HTTPProtocol(asyncio.Protocol):
     def turn_since(self) -> float:
         """When the client's turn to send a request began, by the sweep's clock."""
         return self._patience.turn_since
+
+    def _begin_turn(self) -> None:
+        """From now on it is for the client to send a request."""
+        self._patience.turn_since = self._runtime.connections.stamp
 
     # -- requests
 
@@ -404,7 +408,7 @@ class HTTPProtocol(asyncio.Protocol):
         if self._connection.sending is Sending.CLOSED:
             self._linger()
         else:
-            self._patience.turn_since = self._runtime.connections.stamp
+            self._begin_turn()
 
     def _refuse(self, error: HTTPError) -> None:
         """Answer what cannot be served, and read no further. A response under way is cut."""
@@ -432,14 +436,15 @@ class HTTPProtocol(asyncio.Protocol):
     def _linger(self, *, at_once: bool = False) -> None:
         """Close, but read on for a while what the client still sends. Not while others wait for the room.
 
-        `at_once`: the client may be waiting for the end, and has nothing to send.
+        `at_once`: the client may be waiting for the end, and has nothing to send; TLS, which has no half that
+        could be closed, is ended then.
         """
         self._count_unread(0)
         runtime = self._runtime
         if self._connection.eof or runtime.connections.full or not runtime.settings.linger_timeout:
             self._close()
             return
-        self._close_by(runtime.settings.linger_timeout)
+        self._linger_for(runtime.settings.linger_timeout)
         if self._end_sending(at_once=at_once) and self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -477,7 +482,7 @@ class HTTPProtocol(asyncio.Protocol):
             self._linger(at_once=self._is_whole or self._connection.ends_by_close)
             return
         self._runtime.responses += 1
-        self._patience.turn_since = self._runtime.connections.stamp
+        self._begin_turn()
         if self._connection.unread or self._connection.eof or self._reading_paused:
             self._advance()
         elif self._runtime.connections.full:  # somebody else waits to be accepted
@@ -487,7 +492,7 @@ class HTTPProtocol(asyncio.Protocol):
         """Close, once what is written is sent."""
         self._transport.close()
 
-    def _close_by(self, seconds: float) -> None:
+    def _linger_for(self, seconds: float) -> None:
         """Have a sweep end the connection so many seconds after all is sent."""
         if self._linger_until is None:
             self._linger_until = self._runtime.connections.stamp + seconds
@@ -557,7 +562,7 @@ class HTTPProtocol(asyncio.Protocol):
         elif unsent:  # its time begins when the answer is out
             self._linger_until = now + self._runtime.settings.linger_timeout
         elif now >= self._linger_until:
-            self._end()
+            self._end_linger()
 
     def _look_for_room(self) -> None:
         if self._exchange is not None and isinstance(self._exchange.body, BufferReader):
@@ -578,7 +583,7 @@ class HTTPProtocol(asyncio.Protocol):
     def _is_gone(self) -> bool:
         return is_gone(self._transport)
 
-    def _end(self) -> None:
+    def _end_linger(self) -> None:
         """It has lingered long enough."""
         self._transport.abort()
 
@@ -593,7 +598,7 @@ class HTTPProtocol(asyncio.Protocol):
             taken = self._sender.progress - unsent
         if not self._patience.is_response_late(taken, elapsed):
             return False
-        self._tell_cut(Deadline.RESPONSE, f"it took {taken} bytes, and more wait for it")
+        self._tell_cut("response_min_rate", f"it took {taken} bytes, and more wait for it")
         reset(self._transport)  # or the system would go on to offer what it holds
         return True
 
@@ -601,7 +606,7 @@ class HTTPProtocol(asyncio.Protocol):
         if self._connection.receiving is not _BODY:
             self._patience.body_has_come()
         elif self._is_body_waited_for() and self._patience.is_body_late(self._received, elapsed):
-            self._refuse_late(Deadline.BODY, f"{self._received} bytes came, and its body is not whole")
+            self._refuse_late("body_min_rate", f"{self._received} bytes came, and its body is not whole")
 
     def _is_body_waited_for(self) -> bool:
         """Whether it is for the client alone that more of a body does not come."""
@@ -621,7 +626,7 @@ class HTTPProtocol(asyncio.Protocol):
             and now - exchange.queued_at >= timeout
             and exchange.output.revoke()
         ):
-            self._tell_cut(Deadline.QUEUE, "no thread was free for its request, it is answered 503")
+            self._tell_cut("queue_timeout", "no thread was free for its request, it is answered 503")
             self._refuse_busy("No thread was free in time.", setting="queue_timeout")
             self._go_on()
 
@@ -635,22 +640,22 @@ class HTTPProtocol(asyncio.Protocol):
         elif not unread:
             if patience.is_idle_too_long(now, self._requests):
                 if not self._requests:
-                    self._tell_cut(Deadline.HEAD, "nothing came")
+                    self._tell_cut("header_timeout", "nothing came")
                 self.close()
         elif patience.is_head_late(now, self._requests):
-            self._refuse_late(Deadline.HEAD, f"{unread} bytes of a request head came")
+            self._refuse_late("header_timeout", f"{unread} bytes of a request head came")
 
-    def _refuse_late(self, deadline: Deadline, how_far: str) -> None:
-        self._tell_cut(deadline, how_far)
+    def _refuse_late(self, setting: str, how_far: str) -> None:
+        self._tell_cut(setting, how_far)
         is_answered = self._exchange is None and self._connection.receiving is _BODY
         self._connection.stop_receiving()
         if is_answered:  # nobody waits for the rest of it: another answer would be that of the next request
             self._linger()
         else:
-            self._refuse(RequestTimeout("The request did not come in time.", setting=deadline.value))
+            self._refuse(RequestTimeout("The request did not come in time.", setting=setting))
 
-    def _tell_cut(self, deadline: Deadline, how_far: str) -> None:
+    def _tell_cut(self, setting: str, how_far: str) -> None:
         runtime = self._runtime
         address, port = self._base_environ["REMOTE_ADDR"], self._base_environ["REMOTE_PORT"]
         peer = format_address((address, int(port))) if port else address
-        runtime.cuts.tell(deadline.value, peer, how_far, runtime.connections.clock)
+        runtime.cuts.tell(setting, peer, how_far, runtime.connections.clock)

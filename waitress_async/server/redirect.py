@@ -24,6 +24,6 @@ def _origin_form(request: Request) -> str:
     """The target without what comes before its path (RFC 9112 section 3.2.1)."""
     target = request.target
     if not target.startswith("/"):
-        _, scheme, rest = target.partition("://")
-        target = rest[len(request.fields["HTTP_HOST"]) :] if scheme else target.lstrip("*")
+        _, is_absolute, rest = target.partition("://")
+        target = rest[len(request.fields["HTTP_HOST"]) :] if is_absolute else target.lstrip("*")
     return target if target.startswith("/") else f"/{target}"

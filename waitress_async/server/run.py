@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge import Wakeup, in_thread
 from waitress_async.errors import ServerClosed, SettingsError
-from waitress_async.server.listeners import url_of
 from waitress_async.server.server import Server
 from waitress_async.server.systemd import Notifier
 from waitress_async.settings import Settings
@@ -68,12 +67,18 @@ def unclaimed_signals() -> list[str]:
 
     An ignored one is not the program's: a shell ignores SIGINT for what it runs in the background.
     """
-    handlers = {name: signal.getsignal(getattr(signal, name)) for name in STOP_SIGNALS}
+    handlers = {name: _handler(name) for name in STOP_SIGNALS}
     return [
         name
         for name, handler in handlers.items()
         if not callable(handler) or handler is signal.default_int_handler
     ]
+
+
+def _handler(name: str) -> object:
+    """What the program has set for a signal; None for one that this system has not."""
+    number = getattr(signal, name, None)
+    return None if number is None else signal.getsignal(number)
 
 
 def _check_no_loop_runs() -> None:
@@ -115,8 +120,7 @@ class _Manager:
 
     def ready(self, server: Server) -> None:
         """It serves. From now on the watchdog is fed, by the loop: one that is stuck is noticed."""
-        urls = (url_of(address, self._settings.url_scheme) for address in server.addresses)
-        self._status = f"Serving on {', '.join(urls)}"
+        self._status = f"Serving on {', '.join(server.urls)}"
         if self._notifier is not None:
             self._notifier.ready(self._status)
             self._feed_watchdog()
@@ -140,7 +144,7 @@ class _Manager:
 
     def can_reload(self, reload: Callable[[], object] | None) -> bool:
         """Whether SIGHUP means anything. Where there is a service manager it must at least not be the end."""
-        return reload is not None or self._notifier is not None or self._settings.speaks_tls
+        return reload is not None or self._notifier is not None or self._settings.certfile is not None
 
     def _feed_watchdog(self) -> None:
         notifier = self._notifier
@@ -175,11 +179,14 @@ def _signals(
     async def reload_when_hung_up() -> None:
         while await hung_up.wait():
             hung_up.clear()  # before it is begun: what changes meanwhile is told of by another signal
-            await manager.reload(server, reload)
+            try:
+                await manager.reload(server, reload)
+            except RuntimeError as error:  # the system has no thread for it
+                loop.call_exception_handler({"message": "Cannot reload", "exception": error})
 
     handlers: dict[str, Callable[[], None]] = dict.fromkeys(stop_signals, stop)
     reloading = None
-    if manager.can_reload(reload):
+    if manager.can_reload(reload) and not callable(_handler("SIGHUP")):  # the program's goes first
         handlers["SIGHUP"] = hung_up.set
         reloading = loop.create_task(reload_when_hung_up())
     handled = []

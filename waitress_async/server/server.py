@@ -26,8 +26,7 @@ from waitress_async.errors import ServerClosed, SettingsError
 from waitress_async.http import DefaultFields, HeadEncoder, Limits, ProxiedAddresses
 from waitress_async.server.bulky import BulkyPaths
 from waitress_async.server.connections import Connections
-from waitress_async.server.deadlines import CutLog, sweep_interval
-from waitress_async.server.descriptors import connection_limit
+from waitress_async.server.deadlines import CutLog
 from waitress_async.server.encrypted import EncryptedProtocol
 from waitress_async.server.ends import ends_of
 from waitress_async.server.listeners import (
@@ -41,7 +40,6 @@ from waitress_async.server.listeners import (
 )
 from waitress_async.server.protocol import HTTPProtocol
 from waitress_async.server.proxies import Proxies
-from waitress_async.server.proxy_protocol import ProxyProtocol
 from waitress_async.server.runtime import Application, Runtime
 from waitress_async.server.tls import TLS, load_tls
 from waitress_async.settings import Settings
@@ -52,6 +50,9 @@ if TYPE_CHECKING:
 
 # The time in seconds that threads have to end once their clients are cut, and log records to be handled.
 _UNWIND_TIMEOUT: Final = 0.5
+
+# That of threads that are told to end, and have nothing to do.
+_END_TIMEOUT: Final = 0.1
 
 # Time in seconds between the last accept and the closing of idle connections: requests that were sent by
 # then, but not read, are still served. At least so many turns of the loop, for one that is held up: to see an
@@ -72,7 +73,7 @@ class Phase(enum.Enum):
     NEW = "not started"
     STARTING = "its folder is tried, and its addresses are looked up"
     READY = "serving"
-    DRAINING = "accepting nothing; what is under way is answered"
+    DRAINING = "what is under way is answered, and nothing more is accepted after drain_delay"
     ABORTING = "what is still under way is cut"
     STOPPED = "nothing of ours is left"
 
@@ -140,8 +141,8 @@ class Server:
             raise
         self._phase = Phase.READY
         self._start_over.set()
-        for address in self._addresses if self._announces else ():
-            runtime.log.log(logging.INFO, "Serving on %s", url_of(address, self._scheme))
+        for url in self.urls if self._announces else ():
+            runtime.log.log(logging.INFO, "Serving on %s", url)
         if without_effect := ", ".join(self._settings.without_effect):
             runtime.log.log(logging.WARNING, "Settings that have no effect here: %s", without_effect)
         if self._settings.trusted_proxy and not self._settings.trusted_proxy_headers:
@@ -202,7 +203,7 @@ class Server:
             loop=loop,
         )
         memory = BufferMemory(settings.buffer_memory)
-        callbacks = CallbackThread(wakeup)
+        callbacks = CallbackThread(wakeup, log)
         bulky = BulkyPaths()
         cuts = CutLog(log)
         outputs = OutputStore(
@@ -244,15 +245,11 @@ class Server:
             bulky=bulky,
             connections=Connections(
                 loop,
+                settings,
                 log,
-                memory,
-                connection_limit(settings, log),
-                settings.connection_limit_per_host,
                 cuts,
-                ProxyProtocol(settings),
-                sweep_interval(settings),
+                memory,
                 self._tls,
-                settings.tls_handshake_timeout,
                 self._make_protocol,
             ),
         )
@@ -281,9 +278,10 @@ class Server:
         Raises SettingsError or OSError, which name the file; what was loaded before goes on being used
         then. SettingsError, too, for a server without TLS.
         """
-        if self._tls is None:
+        if not self._settings.speaks_tls:
             raise SettingsError("there is no certificate to load: the server does not speak TLS")
-        self._tls.reload()
+        if self._tls is not None:  # before the start nothing is loaded that could be old
+            self._tls.reload()
 
     async def reload(self) -> None:
         """Have `reload_tls` called, where TLS is spoken, in a thread; the log says how that went."""
@@ -372,8 +370,12 @@ class Server:
         return url_of(address, self._scheme)
 
     @property
+    def urls(self) -> list[str]:
+        """Where it listens, as the log says it: by what is spoken there, whatever apps are told."""
+        return [url_of(address, self._scheme) for address in self._addresses]
+
+    @property
     def _scheme(self) -> str:
-        """What is spoken, whatever apps are told."""
         return "http" if self._tls is None else "https"
 
     @property
@@ -392,10 +394,11 @@ class Server:
             self._stop_timeout = timeout
             self._stop_at = loop.time() + self._settings.drain_delay + timeout
             self._stopping = loop.create_task(self._stop())
-        else:
+        elif timeout < self._stop_timeout:
+            self._stop_timeout = timeout
             self._stop_at = min(self._stop_at, loop.time() + timeout)
             self._hurried.set()
-            if self._deadline is not None:
+            if self._deadline is not None and not self._deadline.expired():
                 self._deadline.reschedule(self._stop_at)
         return self._stopping
 
@@ -408,8 +411,7 @@ class Server:
                 self._abort()
             await self._unwind()
         finally:  # also when this task is cancelled, as by the end of asyncio.run()
-            for pool in (runtime.pool, runtime.callbacks, runtime.disk.pool):
-                pool.close()
+            self._end_threads()
             runtime.log.close()
             self._enter_stopped()
 
@@ -435,7 +437,7 @@ class Server:
                 idle = connections.close_idle()
                 self._log("Closed %d idle connection(s): %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
-                await self._close_pools()
+                await self._wait_for_threads()
         except TimeoutError:
             pass
         finally:
@@ -457,7 +459,13 @@ class Server:
         self._runtime.connections.abort()
         self._runtime.connections.stop_sweeping()
 
-    async def _close_pools(self) -> None:
+    def _end_threads(self) -> None:
+        """Let each thread end that has nothing to do."""
+        runtime = self._runtime
+        for pool in (runtime.pool, runtime.callbacks, runtime.disk.pool):
+            pool.close()
+
+    async def _wait_for_threads(self) -> None:
         """Wait for the app's threads to end, and then for those that wait for the disk."""
         runtime = self._runtime
         runtime.pool.close()
@@ -474,11 +482,10 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_UNWIND_TIMEOUT):
                 await runtime.connections.wait_empty()
-                await self._close_pools()
-        others = (runtime.callbacks, runtime.disk.pool)  # which were not closed if an app is stuck
-        for pool in others:
-            pool.close()
-        await asyncio.gather(*(pool.wait_closed(_LAST_CALL) for pool in others))
+                await self._wait_for_threads()
+        self._end_threads()  # all that are not stuck
+        pools = runtime.pool, runtime.callbacks, runtime.disk.pool
+        await asyncio.gather(*(pool.wait_closed(_END_TIMEOUT) for pool in pools))
         stuck = [*runtime.pool.stacks(), *runtime.callbacks.stacks(), *runtime.disk.pool.stacks()]
         if stuck:
             names = ", ".join(name for name, _ in stuck)

@@ -199,7 +199,8 @@ class Settings:
     certfile: str | None = setting(
         None,
         unit="file",
-        help="Certificate, with those that sign it, in PEM; with it all listeners speak TLS.",
+        help="Certificate, with those that sign it, in PEM; with it all listeners speak TLS, but for those "
+        "of redirect_listen.",
         section=_TLS,
     )
     keyfile: str | None = setting(
@@ -252,7 +253,8 @@ class Settings:
         (),
         unit="host:port",
         check=check_listen,
-        help="Where plain HTTP is answered with a redirect to https, written as in listen.",
+        help="Where plain HTTP is answered with a redirect to https, written as in listen; port 80 if none "
+        "is given.",
         section=_TLS,
     )
     threads: int = setting(
@@ -290,7 +292,7 @@ class Settings:
     )
     url_scheme: Literal["http", "https"] = setting(
         "http",
-        help="wsgi.url_scheme in the environ.",
+        help="wsgi.url_scheme in the environ; with TLS that is https, whatever this says.",
         section=_APP,
     )
     url_prefix: Prefix = setting(
@@ -421,8 +423,8 @@ class Settings:
         unit="seconds",
         minimum=0,
         maximum=_A_YEAR,
-        help="Time for a request's head from its first byte on, and from accept to that; 0 is any time."
-        " Beyond it 408.",
+        help="Time for a request's head from its first byte on, and then 408; and from accept to that byte, "
+        "and then a close. 0 is any time.",
         section=_TIME,
     )
     body_min_rate: float = setting(
@@ -487,7 +489,7 @@ class Settings:
         unit="seconds",
         minimum=0,
         maximum=_A_YEAR,
-        help="Time that requests in flight have to finish when the server stops.",
+        help="Time that requests in flight have to finish when the server stops, after drain_delay.",
         section=_TIME,
     )
     loop: Literal["auto", "uvloop", "asyncio"] = setting(
@@ -513,7 +515,7 @@ class Settings:
         30,
         unit="seconds",
         without_effect=True,
-        help="Idle connections are looked for every second.",
+        help="Connections are looked at once a second at the least.",
         section=_NONE,
     )
     log_socket_errors: bool = setting(
@@ -539,7 +541,8 @@ class Settings:
         0,
         unit="requests",
         without_effect=True,
-        help="That a client is gone is always seen, while the app runs too.",
+        help="While the app runs a reset is always seen; a mere close of TCP, which looks like a half-close, "
+        "when something is sent.",
         section=_NONE,
     )
 
@@ -558,7 +561,7 @@ class Settings:
             sni=self.sni,
         )
         if self.redirect_listen and not self.speaks_tls:
-            raise SettingsError("redirect_listen has no meaning unless certfile is set")
+            raise SettingsError("redirect_listen has no meaning unless certfile or ssl_context is set")
 
     @classmethod
     def from_keywords(cls, **options: object) -> Self:
