@@ -62,8 +62,8 @@ class Pool:
     stead, up to `spares` of them. Spares end when they are no longer needed; the first threads stay, and
     with them what apps keep for each thread.
 
-    Bulky tasks, which will keep the disk busy, have half of the threads, at least one, and spares as all have.
-    What others there are does not wait behind them.
+    Bulky tasks, which will keep the disk busy, have half of the threads, at least one, and spares as all
+    have. What others there are does not wait behind them.
 
     Daemons, because a thread stuck in an app must not hold the exit of the process; not an executor's,
     because the interpreter waits for those. Made and closed on the loop's thread.
