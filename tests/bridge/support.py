@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextvars import Context
-from typing import TypeVarTuple, Unpack
+from typing import TypeVarTuple, Unpack, cast
+
+from waitress_async.bridge import AsyncBodies, LogThread, Wakeup
 
 Ts = TypeVarTuple("Ts")
 
@@ -41,3 +43,8 @@ def wait(predicate: Callable[[], object]) -> None:
     while not predicate():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.001)
+
+
+def no_async_bodies(loop: asyncio.AbstractEventLoop) -> AsyncBodies:
+    """For outputs that have none."""
+    return AsyncBodies(Wakeup(loop), cast(LogThread, None), 0)

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bridge.support import DEADLINE, CountingLoop, until, wait
+from tests.bridge.support import DEADLINE, CountingLoop, no_async_bodies, until, wait
 from waitress_async.bridge import Output, OutputStore, Piece, Wakeup
 from waitress_async.buffers import BufferMemory, FileRegion, Spool, SpoolFile
 from waitress_async.errors import ClientDisconnected, ResponseNotStored
@@ -132,6 +132,7 @@ class Side:
         self.on_promise: Callable[[], object] = bool
         self.told: list[Callable[[], object]] = []  # what the app would be told
         self.closed: list[str] = []
+        self.bodies = no_async_bodies(self.loop)
         self.store = OutputStore(
             overflow=high if overflow is None else overflow,
             high_watermark=high,
@@ -140,6 +141,7 @@ class Side:
             waiting=self._waiting,
             promise=self._promise,
             tell=self.told.append,
+            async_bodies=self.bodies,
         )
         self.output = Output(Wakeup(self.loop), self._on_ready, self.store)
         self.output.begin(HEAD, None)
@@ -1419,6 +1421,7 @@ def test_bytes_out_are_bytes_in(
             waiting=contextlib.nullcontext,
             promise=lambda task: task,
             tell=bool,
+            async_bodies=no_async_bodies(loop),
         )
         output = Output(Wakeup(loop), pump, store)
         writer = Writer(lambda: write(output))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from tests.bridge.support import no_async_bodies
 from tests.conftest import RunningServer, ServeInThread
 from tests.server.peers import Peer, proxy_v1, unix_place
 from tests.server.support import (
@@ -712,7 +713,10 @@ def test_a_request_given_up_in_the_queue_belongs_to_the_loop_again() -> None:
     """With its body, which the thread that comes to it leaves alone: the loop may be closing it just then."""
     loop = asyncio.new_event_loop()
     wakeup = Wakeup(loop)
-    store = OutputStore(1, 1, BufferMemory(1), Spool(), contextlib.nullcontext, lambda task: task, bool)
+    bodies = no_async_bodies(loop)
+    store = OutputStore(
+        1, 1, BufferMemory(1), Spool(), contextlib.nullcontext, lambda task: task, bool, bodies
+    )
     application = Application(
         hello, copy_context(), HeadEncoder(), expose_tracebacks=False, tell_bulky=lambda *_: None
     )

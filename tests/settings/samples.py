@@ -40,6 +40,7 @@ SAMPLES: Final[Mapping[str, tuple[str, object]]] = {
     "tls_handshake_timeout": ("1m", 60.0),
     "redirect_listen": ("*:80 [::1]:8080", ("*:80", "[::1]:8080")),
     "spare_threads": ("3", 3),
+    "max_streams": ("500", 500),
     "ident": ("a server", "a server"),
     "server_name": ("example.org", "example.org"),
     "url_scheme": ("https", "https"),

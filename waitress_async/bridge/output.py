@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from contextlib import AbstractContextManager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from waitress_async.bridge.async_body import AsyncBodies, AsyncBody
 from waitress_async.bridge.ring import Ring
 from waitress_async.buffers import BufferMemory, FileRegion, SharedFile, Spool
 from waitress_async.errors import ClientDisconnected, ResponseNotStored, SpoolFull
@@ -46,6 +47,7 @@ class OutputStore:
     waiting: Callable[[], AbstractContextManager[None]]  # entered by a thread for as long as it waits
     promise: Callable[[Callable[[], object]], Callable[[], object]]  # see `Pool.promise`
     tell: Callable[[Callable[[], object]], object]  # has a callback of an app called; on the loop
+    async_bodies: AsyncBodies
 
 
 class Output:
@@ -62,6 +64,7 @@ class Output:
 
     __slots__ = (
         "_announced",
+        "_async_body",
         "_callbacks",
         "_chunks",
         "_closed",
@@ -83,6 +86,7 @@ class Output:
         "_wakeup",
         "_writing",
         "aborted",
+        "goes_on",
         "head",
         "length",
         "overflowed",
@@ -94,6 +98,7 @@ class Output:
         self.length: int | None = None  # of the body, where it is known and the head does not say it
         self.aborted = False  # what was written is all there is, and is not the whole
         self.overflowed = False  # some of it went to disk
+        self.goes_on = False  # it may be long before the next of the body comes, and the head need not wait
         self._wakeup = wakeup
         self._on_ready = on_ready
         self._store = store
@@ -112,6 +117,7 @@ class Output:
         self._announced = False  # the loop has been told of something that it has not taken
         self._finished = False
         self._closed = False
+        self._async_body: AsyncBody | None = None  # where the rest comes from
         self._callbacks: list[Callable[[], object]] | None = None  # of the app, for when the client leaves
         self._started = False  # a thread is about to call the app, or has
         self._revoked = False  # none will
@@ -272,6 +278,28 @@ class Output:
         file = SharedFile(duplicate, self._store.promise(close_both))
         self._finish((FileRegion(file, offset, size),), 0, has_region=True)
 
+    def can_go_on(self) -> bool:
+        """Whether `finish_async` may be called, once."""
+        return self._store.async_bodies.reserve()
+
+    def finish_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """Hand over an async iterable: what it yields, in `context` on the loop, is the rest of the body.
+
+        `path` is for the log.
+        """
+        body = self._store.async_bodies.make(iterable, context, path, self._on_ready)
+        with self._lock:
+            self._async_body = body
+            self.goes_on = True
+            if not self._closed:
+                self._announce()
+                return
+        self._wakeup.call(body.close)
+
+    def discard_async(self, iterable: AsyncIterable[bytes], context: Context) -> None:
+        """Close an async iterable that is not wanted."""
+        self._store.async_bodies.discard(iterable, context)
+
     def _finish(self, chunks: Sequence[Piece], size: int, *, has_region: bool) -> None:
         ring = None
         with self._lock:
@@ -398,7 +426,18 @@ class Output:
             self._announced = more
             if self._wake_at >= 0:
                 self._wake_if_drained()
-            return taken, self._finished and not more
+            if taken or more or self._async_body is None:
+                return taken, self._finished and not more
+        return self._take_async(self._async_body)
+
+    def _take_async(self, body: AsyncBody) -> tuple[list[Piece], bool]:
+        taken, last = body.take()
+        if last:
+            self.aborted = body.aborted
+            with self._lock:
+                self._finished = True
+                self._callbacks = None
+        return list(taken), last
 
     def _first(self, limit: int) -> list[Piece]:
         """Remove and return the first pieces, of no more than `limit` bytes, or a region alone."""
@@ -471,10 +510,13 @@ class Output:
             if self._drained is not None:
                 self._drained.notify_all()
             ring = self._ring
+            async_body, self._async_body = self._async_body, None
             callbacks, self._callbacks = self._callbacks, None
         _close_regions(unwanted)
         if ring is not None:
             ring.close()
+        if async_body is not None:
+            async_body.close()
         for callback in callbacks or ():
             self._store.tell(callback)
 

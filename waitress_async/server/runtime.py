@@ -8,7 +8,15 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from waitress_async.bridge import CallbackThread, LogThread, OutputStore, Pool, PoolExecutor, Wakeup
+from waitress_async.bridge import (
+    AsyncBodies,
+    CallbackThread,
+    LogThread,
+    OutputStore,
+    Pool,
+    PoolExecutor,
+    Wakeup,
+)
 from waitress_async.buffers import BufferMemory, Spool
 from waitress_async.http import DefaultFields, HeadEncoder, Limits
 from waitress_async.server.bulky import BulkyPaths
@@ -52,6 +60,7 @@ class Runtime:
     log: LogThread
     cuts: CutLog
     callbacks: CallbackThread
+    async_bodies: AsyncBodies
     bulky: BulkyPaths
     connections: Connections
     responses: int = 0  # sent whole

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from waitress_async.bridge import (
+    AsyncBodies,
     CallbackThread,
     LogThread,
     OutputStore,
@@ -204,6 +205,7 @@ class Server:
         )
         memory = BufferMemory(settings.buffer_memory)
         callbacks = CallbackThread(wakeup, log)
+        async_bodies = AsyncBodies(wakeup, log, settings.max_streams)
         bulky = BulkyPaths()
         cuts = CutLog(log)
         outputs = OutputStore(
@@ -214,6 +216,7 @@ class Server:
             waiting=pool.lending,
             promise=pool.promise,
             tell=callbacks.submit,
+            async_bodies=async_bodies,
         )
         return Runtime(
             loop=loop,
@@ -242,6 +245,7 @@ class Server:
             log=log,
             cuts=cuts,
             callbacks=callbacks,
+            async_bodies=async_bodies,
             bulky=bulky,
             connections=Connections(
                 loop,
@@ -437,6 +441,7 @@ class Server:
                 idle = connections.close_idle()
                 self._log("Closed %d idle connection(s): %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
+                await runtime.async_bodies.wait_closed()
                 await self._wait_for_threads()
         except TimeoutError:
             pass
@@ -483,10 +488,13 @@ class Server:
             async with asyncio.timeout(_UNWIND_TIMEOUT):
                 await runtime.connections.wait_empty()
                 await self._wait_for_threads()
+                await runtime.async_bodies.wait_closed()
         self._end_threads()  # all that are not stuck
         pools = runtime.pool, runtime.callbacks, runtime.disk.pool
         await asyncio.gather(*(pool.wait_closed(_END_TIMEOUT) for pool in pools))
         stuck = [*runtime.pool.stacks(), *runtime.callbacks.stacks(), *runtime.disk.pool.stacks()]
+        for name in await runtime.async_bodies.wait_closed(_END_TIMEOUT):
+            runtime.log.log(logging.WARNING, "It goes on though it was cancelled: %s", name)
         if stuck:
             names = ", ".join(name for name, _ in stuck)
             runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), names)

@@ -278,6 +278,13 @@ class Settings:
         help="Requests that wait for a thread; beyond it they are answered 503.",
         section=_THREADS,
     )
+    max_streams: int = setting(
+        10_000,
+        unit="responses",
+        minimum=0,
+        help="Responses that go on from an async iterable; beyond it they are answered 503. 0 is any number.",
+        section=_THREADS,
+    )
     ident: str | None = setting(
         "waitress_async",
         check=check_printable,

@@ -6,14 +6,20 @@ import contextlib
 import enum
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextvars import copy_context
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from waitress_async.buffers import ReadOnlyFileBasedBuffer
-from waitress_async.errors import ClientDisconnected, InternalServerError, ResponseNotStored
+from waitress_async.errors import (
+    ClientDisconnected,
+    HTTPError,
+    InternalServerError,
+    ResponseNotStored,
+    ServiceUnavailable,
+)
 from waitress_async.http import HeadEncoder, ResponseHead, error_response
 from waitress_async.wsgi.environ import Environ
 
@@ -63,6 +69,15 @@ class Sink(Protocol):
         OSError if it cannot be done so, and `close` is forgotten.
         """
 
+    def can_go_on(self) -> bool:
+        """Whether `finish_async` may be called, once."""
+
+    def finish_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """Send what an async iterable yields, as the rest of the body."""
+
+    def discard_async(self, iterable: AsyncIterable[bytes], context: Context) -> None:
+        """Close an async iterable that is not wanted."""
+
     def abort(self) -> None:
         """Send what was written, then cut, so that the client sees that the body is not whole."""
 
@@ -85,6 +100,7 @@ def run_application(
     app keeps of the call, `start_response` and `write`, raises ValueError from then on, in any thread.
     """
     response = _Response(environ, sink, encoder)
+    environ["waitress_async.stream"] = response.go_on_with
     result: Iterable[bytes] | None = None
     try:
         result = app(environ, response.start_response)
@@ -99,8 +115,10 @@ def run_application(
             _log_exception("Exception while serving %s", response.path)
             response.fail(error, expose_tracebacks)
     finally:
-        response.phase = _OVER
+        phase, response.phase = response.phase, _OVER
         _close(result, response)
+        if response.rest is not None:
+            response.hand_over(wanted=phase is _ASYNC)
 
 
 def _close(result: object, response: _Response) -> None:
@@ -127,11 +145,12 @@ class _Phase(enum.Enum):
     BODY = "the head is with the sink"
     COMPLETE = "the sink has all that it will get"
     GONE = "the client has left"
+    ASYNC = "the rest comes from an async iterable"
     OVER = "the call of the app is over"
 
 
 # Looked up often, and an attribute of an Enum class is a slow one.
-_HEAD, _BODY, _COMPLETE, _GONE, _OVER = _Phase
+_HEAD, _BODY, _COMPLETE, _GONE, _ASYNC, _OVER = _Phase
 
 
 class _Response:
@@ -147,6 +166,7 @@ class _Response:
         "_sink",
         "_surplus",
         "phase",
+        "rest",
     )
 
     def __init__(self, environ: Environ, sink: Sink, encoder: HeadEncoder) -> None:
@@ -160,6 +180,7 @@ class _Response:
         self._length: int | None = None
         self._remaining: int | None = None  # bytes still to come, where the length is known
         self._surplus = _TOO_LONG  # what to log when more comes after that; "" to log nothing
+        self.rest: tuple[AsyncIterable[bytes], Context] | None = None  # what the body goes on with
 
     @property
     def path(self) -> str:
@@ -197,15 +218,43 @@ class _Response:
             self._begin(None)
             self._write(data)
 
+    def go_on_with(self, iterable: AsyncIterable[bytes]) -> None:
+        """environ["waitress_async.stream"]: have what `iterable` yields follow what the app returns.
+
+        It is drained on the server's loop, in a copy of the context of this call, when the app's iterable is
+        at its end and closed. Raises TypeError for what is no async iterable, and RuntimeError the second
+        time, and after the end of the response.
+        """
+        if not hasattr(type(iterable), "__aiter__"):
+            raise TypeError(f"an async iterable of bytes is wanted, not {type(iterable).__name__}")
+        if self.rest is not None:
+            raise RuntimeError("the response goes on with another async iterable already")
+        if self.phase is not _HEAD and self.phase is not _BODY:
+            raise RuntimeError("the response has ended")
+        self.rest = iterable, copy_context()
+
+    def hand_over(self, *, wanted: bool) -> None:
+        """Hand over what the body goes on with, or have it closed."""
+        assert self.rest is not None
+        iterable, context = self.rest
+        if wanted:
+            self._sink.finish_async(iterable, context, self.path)
+        else:
+            self._sink.discard_async(iterable, context)
+
     def send(self, result: Iterable[bytes]) -> bool:
         """Send what the app returned. Returns whether it is still in use; its user closes it then."""
-        if isinstance(result, list | tuple):
+        if isinstance(result, list | tuple) and self.rest is None:
             self._send_complete(result)
             return False
-        if type(result) is ReadOnlyFileBasedBuffer and self._send_file(result):
+        if hasattr(type(result), "__aiter__"):
+            self.go_on_with(result)  # type: ignore[arg-type]
+            self._end()
             return True
-        length = self._length_of_file(result)
-        single = length is None and _is_single(result)
+        if type(result) is ReadOnlyFileBasedBuffer and self.rest is None and self._send_file(result):
+            return True
+        length = None if self.rest is not None else self._length_of_file(result)
+        single = length is None and self.rest is None and _is_single(result)
         for chunk in result:
             _check_chunk(chunk)
             if chunk:
@@ -327,6 +376,9 @@ class _Response:
 
     def _end(self) -> None:
         """The app has nothing more to give."""
+        if self.rest is not None:
+            self._go_on()
+            return
         if self.phase is _HEAD:
             self._begin(0)
         if self.phase is not _BODY:
@@ -343,6 +395,18 @@ class _Response:
         else:
             self._finish(())
 
+    def _go_on(self) -> None:
+        """The rest comes from an async iterable, if there may be one more of them."""
+        if self.phase is not _HEAD and self.phase is not _BODY:
+            return
+        has_body = not self._is_head and (self._head is None or self._head.allows_body)
+        if has_body and not self._sink.can_go_on():
+            self._answer(ServiceUnavailable("Too many streams.", setting="max_streams", retry_after=1))
+            return
+        self._begin(None)
+        if self.phase is _BODY:
+            self.phase = _ASYNC
+
     def client_disconnected(self) -> None:
         """Nobody is there to send the rest to."""
         if self.phase is _HEAD or self.phase is _BODY:
@@ -358,14 +422,18 @@ class _Response:
 
     def fail(self, error: BaseException, expose_tracebacks: bool) -> None:
         """Answer for an app that raised."""
-        if self.phase is not _HEAD:
-            self.cut()
-            return
         detail = "The application failed, and the server's log says how."
         if expose_tracebacks:
             with contextlib.suppress(BaseException):  # see _log_exception
                 detail = "".join(traceback.format_exception(error))
-        self._head, body = error_response(InternalServerError(detail), self._encoder)
+        self._answer(InternalServerError(detail))
+
+    def _answer(self, error: HTTPError) -> None:
+        """Answer in the app's stead, or cut what it has begun."""
+        if self.phase is not _HEAD:
+            self.cut()
+            return
+        self._head, body = error_response(error, self._encoder)
         self._begin(len(body))
         self._write(body)
 

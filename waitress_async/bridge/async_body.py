@@ -1,0 +1,184 @@
+"""The rest of a response from an async iterable: it is drained on the loop, and holds no thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterable, Callable, Coroutine
+from contextvars import Context
+from functools import partial
+
+from waitress_async.bridge.logs import LogThread
+from waitress_async.bridge.wakeup import Wakeup
+
+
+class AsyncBodies:
+    """The async bodies of one server. Loop's thread, but where it says otherwise."""
+
+    def __init__(self, wakeup: Wakeup, log: LogThread, limit: int) -> None:
+        """At most `limit` of them; 0 is any number."""
+        self.log = log
+        self._wakeup = wakeup
+        self._limit = limit
+        self._lock = threading.Lock()  # of the count
+        self._count = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context = Context()  # for what is ours, or the app's variables would go with it
+
+    def reserve(self) -> bool:
+        """Count one more that `make` will make. False if there are as many as may be. Any thread."""
+        with self._lock:
+            if self._limit and self._count >= self._limit:
+                return False
+            self._count += 1
+            return True
+
+    def make(
+        self, iterable: AsyncIterable[bytes], context: Context, path: str, on_ready: Callable[[], object]
+    ) -> AsyncBody:
+        """A body that has been reserved. It is drained in `context`; `on_ready` is called on the loop when
+        there is something to take. Any thread."""
+        return AsyncBody(self, iterable, context, path, on_ready)
+
+    def discard(self, iterable: AsyncIterable[bytes], context: Context) -> None:
+        """Close an iterable that nobody will ask for anything. Any thread."""
+        self._wakeup.call(partial(self.start, _close(iterable), context, "waitress_async-discard"))
+
+    def start(self, work: Coroutine[object, object, None], context: Context, name: str) -> asyncio.Task[None]:
+        """Run `work` in a task that `wait_closed` waits for."""
+        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard, context=self._context)
+        return task
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Have `call()` made by the loop, in none of the apps' contexts."""
+        asyncio.get_running_loop().call_soon(call, context=self._context)
+
+    def ended(self) -> None:
+        """One that was reserved is over."""
+        with self._lock:
+            self._count -= 1
+
+    async def wait_closed(self, timeout: float | None = None) -> list[str]:
+        """Wait for all tasks to end, at most `timeout` seconds. Returns the names of those that have not."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        return [task.get_name() for task in self._tasks]
+
+
+class AsyncBody:
+    """One of them. The next item is asked for when the last one has been taken, and not before.
+
+    Loop's thread. However it ends, what it drains is closed once.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_bodies",
+        "_closed",
+        "_context",
+        "_item",
+        "_iterable",
+        "_on_ready",
+        "_over",
+        "_path",
+        "_resumed",
+        "_task",
+        "aborted",
+    )
+
+    def __init__(
+        self,
+        bodies: AsyncBodies,
+        iterable: AsyncIterable[bytes],
+        context: Context,
+        path: str,
+        on_ready: Callable[[], object],
+    ) -> None:
+        self._bodies = bodies
+        self._iterable = iterable
+        self._context = context
+        self._path = path  # escaped for the log
+        self._on_ready = on_ready
+        self._task: asyncio.Task[None] | None = None
+        self._item = b""
+        self._asked = False
+        self._resumed: asyncio.Future[None] | None = None  # what waits to be asked
+        self._closed = False
+        self._over = False
+        self.aborted = False  # what was taken is all there is, and is not the whole
+
+    def take(self) -> tuple[list[bytes], bool]:
+        """What there is of it, and whether that is the last. If nothing is there, it is asked for more."""
+        if self._item:
+            item, self._item = self._item, b""
+            return [item], False
+        if not self._over:
+            self._ask()
+        return [], self._over
+
+    def _ask(self) -> None:
+        self._asked = True
+        if self._task is None:
+            kind = getattr(self._iterable, "__qualname__", None) or type(self._iterable).__qualname__
+            # asyncio's debug mode tells the name of a task that holds the loop up.
+            self._task = self._bodies.start(self._run(), self._context, f"{kind} for {self._path}")
+        elif self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
+
+    async def _run(self) -> None:
+        try:
+            async for item in self._iterable:
+                if not isinstance(item, bytes):
+                    raise TypeError(f"an async body must yield bytes, not {type(item).__name__}")
+                if item:
+                    self._item = item
+                    self._asked = False
+                    self._bodies.call_soon(self._on_ready)
+                    await self._until_asked()
+        except asyncio.CancelledError:
+            self.aborted = True  # by us, or by the end of the loop
+        except BaseException as error:
+            self.aborted = True
+            self._tell("Exception in the async body of %s", error)
+        finally:
+            await self._end()
+
+    async def _until_asked(self) -> None:
+        if not self._asked:
+            self._resumed = asyncio.get_running_loop().create_future()
+            await self._resumed
+            self._resumed = None
+
+    async def _end(self) -> None:
+        try:
+            await _close(self._iterable)
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            self._tell("Exception in aclose() of the async body of %s", error)
+        self._over = True
+        self._bodies.ended()
+        if not self._closed:
+            self._bodies.call_soon(self._on_ready)
+
+    def _tell(self, message: str, error: BaseException) -> None:
+        self._bodies.log.log_exception(error, message, self._path)
+
+    def close(self) -> None:
+        """Nobody will take any more."""
+        self._closed = True
+        self._item = b""
+        if self._task is not None:
+            self._task.cancel()
+        elif not self._over:
+            self._over = True
+            self._bodies.ended()
+            self._bodies.discard(self._iterable, self._context)
+
+
+async def _close(iterable: AsyncIterable[bytes]) -> None:
+    aclose = getattr(iterable, "aclose", None)
+    if aclose is not None:
+        await aclose()
