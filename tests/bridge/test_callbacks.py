@@ -95,8 +95,12 @@ async def test_where_a_stuck_call_is_can_be_told(callbacks: CallbackThread, gate
 
 
 async def test_calls_behind_a_stuck_one_are_bounded(
-    callbacks: CallbackThread, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+    callbacks: CallbackThread,
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Each of those that are not made is told of."""
     monkeypatch.setattr(CallbackThread, "MAX_QUEUE", 3)
     called: list[int] = []
     stuck = threading.Event()
@@ -113,6 +117,14 @@ async def test_calls_behind_a_stuck_one_are_bounded(
     callbacks.close()
     assert await callbacks.wait_closed(10) == []
     assert called == [0, 1, 2]
+    await until(lambda: len(not_called(caplog)) == 7)
+    assert set(not_called(caplog)) == {logging.ERROR}
+
+
+def not_called(caplog: pytest.LogCaptureFixture) -> list[int]:
+    """The levels of the lines that say so."""
+    start = "A callback of the app is not called: "
+    return [record.levelno for record in list(caplog.records) if record.getMessage().startswith(start)]
 
 
 async def test_what_is_queued_is_called_before_the_end_and_nothing_after(callbacks: CallbackThread) -> None:
@@ -131,9 +143,9 @@ async def test_one_that_was_never_used_is_closed_at_once(callbacks: CallbackThre
 
 
 async def test_without_a_thread_nobody_is_told_and_nothing_fails(
-    callbacks: CallbackThread, monkeypatch: pytest.MonkeyPatch
+    callbacks: CallbackThread, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next call is another try."""
+    """But for the log. The next call is another try."""
     called: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(pool_module._Worker, "start", _cannot_start)
@@ -141,6 +153,7 @@ async def test_without_a_thread_nobody_is_told_and_nothing_fails(
     callbacks.submit(lambda: called.append(2))
     await until(lambda: called)
     assert called == [2]
+    await until(lambda: not_called(caplog))
 
 
 def _cannot_start(_thread: threading.Thread) -> None:

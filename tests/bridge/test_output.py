@@ -887,6 +887,28 @@ def test_a_thread_that_waits_for_room_is_released_by_close(make_side: MakeSide) 
     side.assert_nothing_left()
 
 
+def test_it_has_overflowed_when_some_of_it_went_to_disk(make_side: MakeSide) -> None:
+    """And not when there was no room, or no need: what is known of its path is about the disk."""
+    in_memory = make_side(10_000, 500)
+    in_memory.write(bytes(500))
+    assert not in_memory.output.overflowed
+    without_room = make_side(10_000, 500, min_free=PLENTY << 20)
+    writer = without_room.write_in_thread(bytes(500), b"more")
+    assert without_room.drain()[0] == bytes(500)
+    writer.end()
+    assert not without_room.output.overflowed
+    stored = make_side(10_000, 500)
+    stored.write(bytes(500), b"more")
+    assert stored.output.overflowed
+
+
+@pytest.mark.parametrize("limit", [1, PLENTY])
+def test_near_the_limit_too_it_has_overflowed_when_some_went_to_disk(limit: int, make_side: MakeSide) -> None:
+    side = make_side(1_000_000, 500_000, limit=limit, memory=near_memory())
+    side.output.finish([bytes(70_000)])
+    assert side.output.overflowed is (side.spool.writes > 0 and side.spool.used > 0) is (limit > 1)
+
+
 def failing(side: Side, after: int = 0) -> Side:
     side.spool.fail_after = after
     return side

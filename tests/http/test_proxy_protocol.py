@@ -400,9 +400,10 @@ def spellings(address: Address) -> list[str]:
     """Ways to write an address that a proxy may choose among."""
     if isinstance(address, IPv4Address):
         return [str(address)]
+    groups = ":".join(f"{group:04x}" for group in struct.unpack("!8H", address.packed))
     return [
-        address.exploded,
-        address.exploded.upper(),
+        groups,  # and not `exploded`, which Python 3.13 makes longer than an address may be
+        groups.upper(),
         address.compressed,
         socket.inet_ntop(socket.AF_INET6, address.packed),
     ]

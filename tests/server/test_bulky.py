@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tests.conftest import ServeInThread
-from tests.server.support import Client, eventually, request
+from tests.server.support import Client, GatedApp, eventually, request, server_has_read
 from waitress_async.server.bulky import BulkyPaths
 
 if TYPE_CHECKING:
@@ -72,6 +72,26 @@ def test_what_is_taken_as_it_comes_is_not_held_back(serve_in_thread: ServeInThre
         bulky.note("/", True)
         assert short.get("/").body == b"short"
         eventually(lambda: "/" not in bulky, "it is known that it does not")
+
+
+def test_one_that_nobody_was_called_for_says_nothing(serve_in_thread: ServeInThread, gated: GatedApp) -> None:
+    """Its client left while it was in the queue."""
+    server = serve_in_thread(gated, threads=1, spare_threads=0)
+    runtime = server.server._runtime
+    server.loop.call_soon_threadsafe(runtime.bulky.note, "/download", True)
+    with Client(server.address) as first, Client(server.address) as last:
+        first.send(request("/first"))
+        gated.wait_entered()
+        with Client(server.address) as leaving:
+            leaving.send(request("/download"))
+            server_has_read(server)
+            leaving.reset()
+        eventually(lambda: len(runtime.connections) == 2, "it is known to be gone")
+        last.send(request("/last"))
+        gated.let_go(2)
+        assert first.receive().status == last.receive().status == 200
+    assert gated.entered == ["/first", "/last"]
+    assert "/download" in runtime.bulky
 
 
 def test_the_paths_added_last_are_remembered() -> None:

@@ -42,6 +42,8 @@ from waitress_async.buffers import BufferMemory, BufferReader, Spool, spool
 from waitress_async.errors import ClientDisconnected
 from waitress_async.http import Connection, HeadEncoder, HeadMemo, Limits, Request
 from waitress_async.server.exchange import Exchange
+from waitress_async.server.peer_state import acknowledged, has_ended, is_gone, reset
+from waitress_async.server.protocol import HTTPProtocol
 from waitress_async.server.runtime import Application
 
 if TYPE_CHECKING:
@@ -853,6 +855,43 @@ def test_the_clocks_stand_still_while_the_server_does(
     cuts.take("header_timeout", late)
 
 
+def test_a_sweep_that_fails_is_not_the_last(
+    serve_in_thread: ServeInThread, clients: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or from then on nobody would be cut, and nothing would say so."""
+    error = ValueError("it fails")
+    failed: list[object] = []
+
+    def fail_once(protocol: HTTPProtocol, now: float, elapsed: float) -> None:
+        if not failed:
+            failed.append(protocol)
+            raise error
+        real(protocol, now, elapsed)
+
+    real = HTTPProtocol.sweep
+    monkeypatch.setattr(HTTPProtocol, "sweep", fail_once)
+    server = serve_in_thread(hello, **{**OFF, "header_timeout": 0.2})
+    late = Connect(server, clients)(b"GET / HT")
+    assert_late(late, "header_timeout")
+    assert [context["exception"] for context in server.errors] == [error]
+    server.errors.clear()
+
+
+def test_who_is_cut_when_the_transport_has_no_socket_any_more() -> None:
+    """As that of TLS has none once its connection is lost, of which the protocol is told later."""
+
+    class Lost(asyncio.Transport):
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    transport = Lost()
+    assert (is_gone(transport), has_ended(transport), acknowledged(transport)) == (False, False, None)
+    reset(transport)
+    assert transport.aborted
+
+
 # -- what is said
 
 
@@ -870,6 +909,25 @@ def test_one_line_each_but_no_more_than_ten_at_once(
     names = {line.partition(": ")[0] for line in lines[:10]}
     assert len(names) == 10
     assert names < {name_of(client) for client in late}
+
+
+def test_how_many_more_is_said_though_nobody_is_there_any_more(
+    serve_in_thread: ServeInThread, clients: ExitStack, cuts: Cuts
+) -> None:
+    """Ten seconds later, by the clock of sweeps that go on for that alone."""
+    server = serve_in_thread(hello, **{**OFF, "header_timeout": 0.2, "linger_timeout": 0})
+    connect = Connect(server, clients)
+    late = [connect(b"GET / HT") for _ in range(12)]
+    for client in late:
+        assert_late(client, "header_timeout")
+    eventually(lambda: not open_connections(server), "all are gone")
+    connections = server.server._runtime.connections
+    clock = connections.clock
+    eventually(lambda: connections.clock > clock, "a sweep comes")
+    assert len(cuts.lines("header_timeout")) <= 10
+    sweep(server, 10)
+    eventually(lambda: cuts.lines("header_timeout")[10:] == ["and 2 more"], "it is said")
+    eventually(lambda: connections._sweeper is None, "that was the last sweep")
 
 
 def test_where_from_is_said_of_every_kind_of_client(

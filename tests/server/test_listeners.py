@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,10 @@ import pytest
 
 from tests.conftest import ServeInThread
 from tests.server.support import DEADLINE, Client, hello, local_server, nothing_left, on_each_loop
-from waitress_async import Server, ServerClosed
-from waitress_async.server.listeners import format_address
+from tests.server.test_unix_sockets import short_folder
+from waitress_async import Server, ServerClosed, Settings
+from waitress_async.server import listeners
+from waitress_async.server.listeners import ListeningSocket, format_address, look_up, open_sockets
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -476,3 +479,63 @@ def test_answers_are_not_held_back_for_an_acknowledgement(serve_in_thread: Serve
         (protocol,) = running.server._runtime.connections._protocols
         sock = protocol._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+# -- where plain HTTP is sent to https
+
+
+def opened(listen: str, redirect_listen: str) -> list[ListeningSocket]:
+    settings = Settings.from_keywords(
+        listen=listen, redirect_listen=redirect_listen, ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    )
+    return open_sockets(settings, look_up(settings))
+
+
+def close(listening: list[ListeningSocket]) -> None:
+    for one in listening:
+        one.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no unix sockets")
+def test_a_place_to_redirect_that_cannot_be_had_leaves_no_other_open(used: int) -> None:
+    with short_folder() as folder, nothing_left():
+        with pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1:{used}: ") as caught:
+            opened(f"127.0.0.1:0 unix:{folder}/a", f"unix:{folder}/b 127.0.0.1:0 127.0.0.1:{used}")
+        assert caught.value.errno == errno.EADDRINUSE
+        assert os.listdir(folder) == []
+
+
+def test_a_place_to_listen_that_cannot_be_had_leaves_none_to_redirect_open(used: int) -> None:
+    with nothing_left(), pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1:{used}: "):
+        opened(f"127.0.0.1:{used}", "127.0.0.1:0")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are passed on POSIX only")
+def test_a_descriptor_to_redirect_is_not_listened_on_as_well() -> None:
+    """It would be closed by the one, and then by the other, when it is somebody else's."""
+    with nothing_left():
+        first, second = bound().detach(), bound().detach()
+        listening = opened(f"fd://{first} fd://{second}", f"fd://{first}")
+        assert [(one.sock.fileno(), one.redirects) for one in listening] == [(first, True), (second, False)]
+        close(listening)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are passed on POSIX only")
+def test_of_all_that_systemd_passes_one_may_be_to_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
+    with nothing_left():
+        https, http = bound().detach(), bound().detach()
+        monkeypatch.setattr(
+            listeners, "listen_fds", lambda _environ, _pid: [("https", https), ("http", http)]
+        )
+        listening = opened("systemd://", "systemd://http")
+        assert [(one.sock.fileno(), one.redirects) for one in listening] == [(http, True), (https, False)]
+        close(listening)
+
+
+def test_a_port_is_not_for_both() -> None:
+    """Of one that is silently left out nobody would know which."""
+    with bound() as sock:
+        port = sock.getsockname()[1]
+    with nothing_left(), pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1:{port}: ") as caught:
+        opened(f"127.0.0.1:{port}", f"127.0.0.1:{port}")
+    assert caught.value.errno == errno.EADDRINUSE

@@ -7,7 +7,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -22,6 +24,7 @@ from tests.server.support import (
     request,
 )
 from tests.server.test_stop import refuses
+from tests.server.test_tls_contexts import Files
 from tests.server.test_unix_listeners import Names, UnixClient
 from tests.server.test_unix_sockets import short_folder
 from waitress_async import Server, Settings, SettingsError
@@ -89,7 +92,7 @@ class Running:
         self.server = server
         self.errors: list[BaseException] = []
         self._arguments: dict[str, Any] = {
-            "settings": Settings.from_keywords(loop=loop),
+            "settings": replace(server._settings, loop=cast(Any, loop)),
             "notifier": notifier,
         }
         self._thread = threading.Thread(target=self._run, name="run", daemon=True)
@@ -141,6 +144,19 @@ def test_it_is_ready_when_it_answers(run_in_thread: Run, manager: Manager, folde
     assert status == f"STATUS=Serving on http://127.0.0.1:{server.port}, unix:{folder}/s"
     running.stop()
     assert manager.drain() == ["STOPPING=1\nSTATUS=Finishing the requests in flight"]
+
+
+@pytest.mark.parametrize("url_scheme", ["http", "https"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_it_tells_what_is_spoken_and_not_what_apps_are_told(
+    run_in_thread: Run, manager: Manager, tmp_path: Path, scheme: str, url_scheme: str
+) -> None:
+    tls = Files(tmp_path).settings if scheme == "https" else {}
+    server = local_server(url_scheme=url_scheme, **tls)
+    running = run_in_thread(server, manager.notifier())
+    assert manager.told() == ["READY=1", f"STATUS=Serving on {scheme}://127.0.0.1:{server.port}"]
+    assert server.urls == [server.url]
+    running.stop()
 
 
 def test_and_not_before(run_in_thread: Run, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:

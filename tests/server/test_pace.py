@@ -101,6 +101,22 @@ def test_more_bytes_never_hurt(
         assert faster is None or (end is not None and faster >= end)
 
 
+@given(graces, steps, st.integers(0, 1 << 40))
+def test_progress_that_is_not_told_any_more_is_none(
+    grace: float, waits: list[tuple[int, float]], start: int
+) -> None:
+    """What was done stays done, and is not done again when it is told again."""
+    pace = Pace(start, grace)
+    progress = start
+    end = None
+    for number, (size, elapsed) in enumerate(waits):
+        progress += size
+        if pace.is_too_slow(progress, elapsed, RATE) or pace.is_too_slow(0, 0.0, RATE):
+            end = number
+            break
+    assert end == ends_at(grace, waits, start)
+
+
 def test_a_byte_now_and_then_is_too_slow() -> None:
     """What a last-byte timeout never sees: there is some progress in each second."""
     end = ends_at(5.0, [(1, 1.0)] * 1_000, rate=240.0)
@@ -115,6 +131,7 @@ timeouts: Final = (
     "queue_timeout",
     "linger_timeout",
     "proxy_protocol_timeout",
+    "tls_handshake_timeout",
 )
 
 
@@ -133,6 +150,12 @@ def test_the_sweep_comes_four_times_in_the_shortest_timeout(given: dict[str, flo
     on = [value for value in values if value]
     assert interval == 0.05 or all(interval <= value / 4 for value in on)
     assert interval == 1.0 or interval == 0.05 or any(interval == value / 4 for value in on)
+
+
+@pytest.mark.parametrize("name", timeouts)
+def test_whichever_is_the_shortest(name: str) -> None:
+    settings = Settings.from_keywords(**{**dict.fromkeys(timeouts, 100.0), name: 0.4})
+    assert sweep_interval(settings) == 0.1
 
 
 def test_by_default_it_comes_twice_a_second() -> None:

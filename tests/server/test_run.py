@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.server.support import DEADLINE, Client, hello, request
+from tests.server.test_tls_contexts import Files
 from waitress_async import SettingsError, serve
 
 PROGRAM = """
@@ -122,3 +124,60 @@ async def test_where_a_loop_runs_already_it_says_what_to_do() -> None:
 def test_a_private_keyword_of_waitress_that_many_scripts_have() -> None:
     with pytest.raises(SettingsError, match=r"^threads: 0 is less than 1$"):
         serve(hello, _quiet=True, threads=0)
+
+
+HANGING_UP = """
+import os, signal, socket, ssl, sys, threading
+from waitress_async import serve
+
+loop, certfile, keyfile = sys.argv[1:]
+
+def own(*_arguments):
+    pass
+
+def app(environ, start_response):
+    handler = signal.getsignal(signal.SIGHUP)
+    names = {own: "the program's", signal.SIG_DFL: "nobody's"}
+    print(names.get(handler, "the server's"), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    start_response("200 OK", [])
+    return []
+
+def ask(address):
+    plain = socket.create_connection(address)
+    with ssl._create_unverified_context().wrap_socket(plain) as sock:
+        sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        while sock.recv(65536):
+            pass
+
+def serve_once(**settings):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        asking = threading.Thread(target=ask, args=(sock.getsockname(),))
+        asking.start()
+        serve(app, sockets=[sock], loop=loop, **settings)
+        asking.join()
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(certfile, keyfile)
+serve_once(ssl_context=context)
+serve_once(certfile=certfile, keyfile=keyfile)
+signal.signal(signal.SIGHUP, own)
+serve_once(certfile=certfile, keyfile=keyfile)
+print(signal.getsignal(signal.SIGHUP) is own, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_sighup_is_the_server_s_where_it_can_reload_and_nobody_else_has_it(loop: str, tmp_path: Path) -> None:
+    """A context of the program's it cannot load anew."""
+    files = Files(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", HANGING_UP, loop, files.certfile, files.keyfile],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.stdout.splitlines() == ["nobody's", "the server's", "the program's", "True"], done.stderr
+    assert (done.returncode, done.stderr) == (0, "")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import LOOPS, RunningServer, ServeInThread
 from tests.server.support import (
+    DEADLINE,
     Client,
     GatedApp,
     StreamingApp,
     bounded,
     eventually,
     eventually_async,
+    fetch,
     hello,
     in_thread,
     local_server,
@@ -28,7 +33,11 @@ from tests.server.support import (
     settled,
     small_listener,
 )
+from tests.server.test_unix_sockets import short_folder
 from waitress_async import Server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 Connect = Callable[[RunningServer], Client]
 
@@ -120,6 +129,37 @@ def test_a_pipelined_request_behind_the_last_answer_is_not_served(
     assert (response.body, response.closes) == (b"/1", True)
     client.assert_ended()
     assert gated.entered == ["/1"]
+
+
+def test_a_connection_whose_last_answer_is_taken_during_the_stop_is_closed_then(
+    serve_in_thread: ServeInThread, connect: Connect
+) -> None:
+    """Its answer was written before, and does not say that it is the last; most of it is still to be sent."""
+    size = 250_000  # the transport takes it whole, and the system does not
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return [bytes(size if environ["PATH_INFO"] == "/large" else 1)]
+
+    server = serve_in_thread(
+        app,
+        graceful_timeout=1_000,
+        channel_timeout=0,
+        linger_timeout=0.2,  # sweeps come often
+        sockets=[small_listener()],
+    )
+    idle = connect(server)
+    assert idle.get().status == 200
+    with Client(server.address, receive_buffer=4_096) as slow:
+        slow.send(request("/large"))
+        eventually(lambda: server.server._runtime.responses == 2, "it is written")
+        server.server.request_stop()
+        idle.assert_ended()
+        response = slow.receive()
+        assert (len(response.body), response.closes) == (size, False)
+        slow.assert_ended()
+        server.thread.join(DEADLINE)
+        assert not server.thread.is_alive()
 
 
 # -- the deadline
@@ -223,6 +263,44 @@ async def test_a_later_deadline_does_not_lengthen_a_stop() -> None:
 
 
 @on_each_loop
+async def test_another_stop_just_when_the_deadline_comes() -> None:
+    """asyncio's timeout has expired then, and what it holds up does not know yet."""
+    app = GatedApp()
+    server = local_server(app, threads=1)
+    await server.start()
+    with Client(("127.0.0.1", server.port)) as client:
+        client.send(request("/stuck"))
+        await eventually_async(lambda: app.entered, "the app was called")
+        first = asyncio.create_task(server.stop(1_000))
+        await eventually_async(lambda: server._deadline, "there is a deadline")
+        deadline = server._deadline
+        assert deadline is not None
+        deadline.reschedule(0)
+        await asyncio.sleep(0)
+        assert deadline.expired()
+        assert server._deadline is deadline
+        app.let_go()
+        await server.stop(0)  # now, and not in a turn of its own
+        await first
+    assert server_threads() == []
+
+
+@on_each_loop
+async def test_only_a_shorter_stop_ends_the_delay() -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return [str(environ["waitress_async.shutting_down"]()).encode()]
+
+    server = local_server(app, drain_delay=1_000, graceful_timeout=30)
+    await server.start()
+    stops = [asyncio.create_task(server.stop())]
+    for timeout in (None, 30, 1_000):
+        stops.append(asyncio.create_task(server.stop(timeout)))
+        assert await fetch(server.port) == b"False"
+    await bounded(asyncio.gather(*stops, server.stop(20)))
+
+
+@on_each_loop
 async def test_connections_that_arrive_while_it_stops_do_not_hold_it() -> None:
     """Some are accepted, and on their way to a transport, when the stop begins."""
 
@@ -307,3 +385,26 @@ def test_a_stop_that_the_end_of_the_loop_cancels_leaves_no_thread(loop: str) -> 
         runner.run(main())
     app.let_go()
     eventually(lambda: not server_threads(), "every thread has ended")
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no unix sockets")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_stop_that_is_cancelled_in_its_delay_listens_no_more(
+    loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And leaves no file behind, at which others would find nobody."""
+    caplog.set_level(logging.INFO, "waitress_async")
+
+    async def main(server: Server) -> None:
+        await server.start()
+        server.request_stop()
+        await eventually_async(
+            lambda: "Serving on for 1000 seconds" in caplog.messages, "the delay has begun"
+        )
+
+    with short_folder() as folder, nothing_left():
+        server = Server(hello, listen=f"unix:{folder}/s 127.0.0.1:0", drain_delay=1_000)
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+            runner.run(main(server))
+        assert os.listdir(folder) == []
+        eventually(lambda: not server_threads(), "every thread has ended")

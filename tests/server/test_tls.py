@@ -38,9 +38,11 @@ from tests.server.support import (
     small_listener,
     temporary_files,
 )
+from tests.server.test_deadlines import Clock, Gate
 from tests.server.test_tls_contexts import CLIENTS, SOMEBODY_ELSE, Files, name_of
 from tests.wsgi.logs import Log, strict_log
 from waitress_async.errors import SettingsError
+from waitress_async.server.peer_state import is_full
 from waitress_async.server.protocol import HTTPProtocol
 
 if TYPE_CHECKING:
@@ -50,6 +52,14 @@ T = TypeVar("T")
 
 NAME = "default.example"  # of the certificate that `Files` has at first
 RENEWED = "spare.example"  # of the one that it has ready
+
+SIZE = 230_000
+
+
+def large(_environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """An answer that asyncio takes whole, and the system does not."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [bytes(SIZE)]
 
 
 # -- servers
@@ -463,6 +473,10 @@ def test_a_broken_file_leaves_what_was_there(
     eventually(lambda: "Certificates are loaded anew" in caplog.text, "the log says so")
 
 
+def test_before_the_start_there_is_nothing_old_to_reload(files: Files) -> None:
+    local_server(**files.settings).reload_tls()
+
+
 def test_without_tls_there_is_nothing_to_reload(serve_in_thread: ServeInThread) -> None:
     server = serve_in_thread(hello)
     with pytest.raises(SettingsError, match="does not speak TLS"):
@@ -643,6 +657,45 @@ def test_many_half_handshakes_harm_nobody(
     assert all(re.match(OF_HANDSHAKES, line) for line in lines.texts)
 
 
+def test_a_handshake_that_takes_too_long(
+    serve: Serve, trust: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Lines(caplog)
+    server = serve(tls_handshake_timeout=0.1)
+    eventually(lambda: "Serving on" in caplog.text, "it says so")
+    lines.begin()
+    names = []
+    for break_tls in (say_nothing, send_hello_in_part):
+        with socket.create_connection(server.address, DEADLINE) as sock:
+            break_tls(trust, sock)
+            names.append(f"127.0.0.1:{sock.getsockname()[1]}")
+            assert sock.recv(1) == b""
+    expected = [f"INFO tls_handshake_timeout: {name}: its TLS handshake is not complete" for name in names]
+    eventually(lambda: lines.texts == expected, "the log says so")
+
+
+def test_a_server_that_stood_still_cuts_no_handshake(
+    serve: Serve, serve_in_thread: ServeInThread, trust: ssl.SSLContext
+) -> None:
+    """What its clients sent meanwhile is in time."""
+    server = serve(tls_handshake_timeout=0.4)
+    client = InMemory(trust)
+    gate = Gate()
+    with socket.create_connection(server.address, DEADLINE) as sock:
+        first = client.hello()
+        sock.sendall(first[:50])
+        arrivals = server.server._runtime.connections._arrivals
+        eventually(lambda: [one.protocol for one in arrivals if one.protocol], "its handshake has begun")
+        server.loop.call_soon_threadsafe(gate.around(bool))
+        assert gate.reached.acquire(timeout=DEADLINE)
+        Clock(serve_in_thread, 0.5).wait()
+        sock.sendall(first[50:])
+        gate.open()
+        client.run(sock, client.tls.do_handshake)
+        client.run(sock, lambda: client.tls.write(request()))
+        assert client.run(sock, lambda: client.tls.read(12)) == b"HTTP/1.1 200"
+
+
 # -- ends
 
 
@@ -715,6 +768,7 @@ def test_a_client_that_leaves_while_it_is_not_read_from(
         for _ in range(40):
             client.run(sock, lambda: client.tls.write(bytes(10_000)))
         eventually(lambda: any(one._reading_paused for one in protocols(server)), "reading is paused")
+        eventually(lambda: app.written, "the app has begun")
         if ends == "by a word":
             client.send_close_notify(sock)
             sock.shutdown(socket.SHUT_WR)
@@ -770,6 +824,27 @@ def test_a_stop_cuts_what_is_left(serve: Serve, connect: Connect, log: Log) -> N
         client.rest()
     server.stop()
     assert app.closed.is_set()
+
+
+def test_a_stop_waits_for_an_answer_and_not_for_what_comes_after_it(serve: Serve, connect: Connect) -> None:
+    """It was written before the stop, and lies with asyncio below TLS."""
+    server = serve(
+        large,
+        graceful_timeout=1_000,
+        channel_timeout=0,
+        linger_timeout=0.2,  # sweeps come often
+        sockets=[small_listener()],
+    )
+    idle, slow = connect(server), connect(server, receive_buffer=4_096)
+    slow.send(request())
+    eventually(lambda: server.server._runtime.responses == 1, "it is written")
+    server.server.request_stop()
+    idle.assert_ended()
+    answer = slow.receive()
+    assert (len(answer.body), answer.closes) == (SIZE, False)
+    slow.assert_ended()
+    server.thread.join(DEADLINE)
+    assert not server.thread.is_alive()
 
 
 @on_each_loop
@@ -851,16 +926,43 @@ def test_a_reader_of_the_last_bytes_that_is_too_slow(
     """All is written, and lies with asyncio below TLS."""
     caplog.set_level(logging.INFO, "waitress_async")
 
-    def app(_environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-        start_response("200 OK", [("Content-Type", "text/plain")])
-        return [bytes(230_000)]
-
-    server = serve(app, response_min_rate=1_000_000, min_rate_grace=0.1, sockets=[small_listener()])
+    server = serve(large, response_min_rate=1_000_000, min_rate_grace=0.1, sockets=[small_listener()])
     client = connect(server, receive_buffer=4_096)
     client.send(request("/", "Connection: close\r\n"))
     eventually(lambda: server.server._runtime.responses == 1, "it is written")
     eventually(lambda: count(server) == 0, "it is cut")
     eventually(lambda: "response_min_rate: 127.0.0.1:" in caplog.text, "the log says so")
+
+
+def test_all_is_sent_when_two_sweeps_in_a_row_find_room(serve: Serve, connect: Connect) -> None:
+    """Once there may be room when asyncio is about to fill it."""
+    server = serve(large, sockets=[small_listener()])
+    connections = server.server._runtime.connections
+    client = connect(server, receive_buffer=4_096)
+    eventually(lambda: protocols(server), "it is known")
+    (protocol,) = protocols(server)
+
+    found: list[bool] = []  # whether there is something unsent, twice for each sweep
+
+    def sweep() -> None:
+        connections.stop_sweeping()  # there are no others
+        connections.clock += 1
+        found.extend(bool(protocol._unsent()) for _ in range(2))
+
+    def look(sweeps: int) -> list[bool]:
+        found.clear()
+        for number in range(1, sweeps + 1):
+            server.loop.call_soon_threadsafe(sweep)
+            eventually(lambda: len(found) == 2 * number, "it has looked")  # noqa: B023
+        return found
+
+    assert look(1) == [False] * 2  # nothing is written yet
+    for _ in range(2):
+        client.send(request())
+        eventually(lambda: is_full(protocol._transport), "it is written")
+        assert look(3) == [True] * 6
+        assert len(client.receive().body) == SIZE
+        assert look(3) == [True] * 2 + [False] * 4
 
 
 def test_an_idle_connection_is_ended_cleanly(serve: Serve, connect: Connect) -> None:

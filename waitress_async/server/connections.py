@@ -20,6 +20,7 @@ from waitress_async.http import ProxiedAddresses
 from waitress_async.server.deadlines import CutLog, sweep_interval
 from waitress_async.server.descriptors import connection_limit
 from waitress_async.server.listeners import Address, Listener, ListeningSocket, format_address
+from waitress_async.server.peer_state import has_input
 from waitress_async.server.proxy_protocol import ProxyProtocol
 from waitress_async.server.tls import TLS
 from waitress_async.settings import UNIX_PEER, Settings
@@ -76,6 +77,11 @@ class Arrival:
         self.task: asyncio.Task[None] | None = None  # which sees it there
         self.waits_for = ""  # the setting that says how long that may take, since `since`
         self.late = ""  # what it was cut for
+
+    def give_way(self) -> None:
+        """See it no further, for somebody waits; unless something has come that was not read yet."""
+        if not has_input(self.sock):
+            self.cancel()
 
     def cancel(self) -> None:
         """See it no further."""
@@ -203,12 +209,12 @@ class Connections:
         if self._found_none_at == self.clock:
             return False
         awaiting = [
-            (not protocol.is_idle, protocol.turn_since, protocol.close)
+            (not protocol.is_idle, protocol.turn_since, protocol.give_way)
             for protocol in self._protocols
             if protocol.turn_since <= self.clock and protocol.awaits_request
         ]
         awaiting += [
-            (True, arrival.since, arrival.cancel)
+            (True, arrival.since, arrival.give_way)
             for arrival in self._on_their_way()
             if arrival.since <= self.clock
         ]
@@ -216,8 +222,8 @@ class Connections:
             self._found_none_at = self.clock
             return False
         count = max(1, self._limit // _EVICTED)
-        for _, _, close in heapq.nsmallest(count, awaiting, key=lambda one: one[:2]):
-            close()
+        for _, _, give_way in heapq.nsmallest(count, awaiting, key=lambda one: one[:2]):
+            give_way()
         return True
 
     def _tell_full(self) -> None:

@@ -30,24 +30,29 @@ def is_gone(transport: asyncio.Transport) -> bool:
 
 def has_ended(transport: asyncio.Transport) -> bool:
     """Whether the peer has said that nothing more will come, or is gone."""
-    return bool(_poll(transport, getattr(select, "POLLRDHUP", 0)))
+    return bool(_poll(transport.get_extra_info("socket"), getattr(select, "POLLRDHUP", 0)))
+
+
+def has_input(sock: socket.socket) -> bool:
+    """Whether something has come that was not read yet."""
+    return bool(_poll(sock, getattr(select, "POLLIN", 0)))
 
 
 def is_broken(transport: asyncio.Transport) -> bool:
     """Whether nothing can be sent to the peer any more."""
-    return bool(_poll(transport, 0))
+    return bool(_poll(transport.get_extra_info("socket"), 0))
 
 
 def is_full(transport: asyncio.Transport) -> bool:
     """Whether the system takes no more for the peer just now."""
-    return _poll(transport, getattr(select, "POLLOUT", 0)) == 0
+    return _poll(transport.get_extra_info("socket"), getattr(select, "POLLOUT", 0)) == 0
 
 
-def _poll(transport: asyncio.Transport, events: int) -> int | None:
+def _poll(sock: socket.socket, events: int) -> int | None:
     """Which of these events there are, or what has ended; None if it cannot be told."""
     try:
         poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), events)
+        poll.register(sock.fileno(), events)
     except (AttributeError, ValueError):  # not on this system; closed
         return None
     return next((found for _, found in poll.poll(0)), 0)

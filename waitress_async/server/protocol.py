@@ -24,7 +24,7 @@ from waitress_async.server.deadlines import Patience
 from waitress_async.server.ends import Ends
 from waitress_async.server.exchange import Exchange, no_room
 from waitress_async.server.listeners import format_address
-from waitress_async.server.peer_state import acknowledged, is_gone, reset
+from waitress_async.server.peer_state import acknowledged, has_input, is_gone, reset
 from waitress_async.server.redirect import https_url
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
@@ -532,6 +532,11 @@ class HTTPProtocol(asyncio.Protocol):
     def is_idle(self) -> bool:
         """Whether nothing is under way at all."""
         return self.awaits_request and not self._connection.unread
+
+    def give_way(self) -> None:
+        """Close for somebody who waits, unless a request has come that was not read yet."""
+        if not has_input(self._transport.get_extra_info("socket")):
+            self.close()
 
     def close(self) -> None:
         """Close, once what is written is sent. For one that awaits a request."""
