@@ -328,7 +328,7 @@ def test_aclose_is_called_once_whatever_happens(serve_in_thread: ServeInThread) 
                 raise ValueError("in aclose")
 
     kinds = iter(["ends", "fails", "waits"])
-    server = serve_in_thread(App("returned", lambda: Watched(next(kinds))))  # type: ignore[return-value]
+    server = serve_in_thread(App("returned", lambda: Watched(next(kinds))))
     with Client(server.address) as client:
         assert client.get("/").body == b"item" * 3
     with Client(server.address) as client:

@@ -59,6 +59,7 @@ class Endless:
         self.head: ResponseHead | None = HeadEncoder().encode("200 OK", [])
         self.length: int | None = None
         self.aborted = False
+        self.goes_on = False
         self.asked = 0
 
     def take(self, limit: int) -> tuple[list[Piece], bool]:

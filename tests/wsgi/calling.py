@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, BinaryIO, TextIO
@@ -72,6 +73,15 @@ class RecordingSink:
 
     def abort(self) -> None:
         self._note("abort", wanted=True)
+
+    def can_go_on(self) -> bool:
+        return True
+
+    def finish_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        self._note("finish_async", wanted=self.head is not None)
+
+    def discard_async(self, iterable: AsyncIterable[bytes], context: Context) -> None:
+        self.calls.append("discard_async")
 
     def is_closed(self) -> bool:
         return self.client_leaves_after is not None and self.calls.count("write") > self.client_leaves_after

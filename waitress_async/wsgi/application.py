@@ -207,6 +207,8 @@ class _Response:
             raise ValueError("start_response was called after the end of the response")
         elif self._head is not None:
             raise AssertionError("start_response was called a second time, without exc_info")
+        if self.rest is not None:  # the length that a framework has counted is that of what it returns
+            headers = [header for header in headers if header[0].lower() != "content-length"]
         self._head = self._encoder.encode(status, headers)
         return self.write
 
@@ -222,7 +224,7 @@ class _Response:
         """environ["waitress_async.stream"]: have what `iterable` yields follow what the app returns.
 
         It is drained on the server's loop, in a copy of the context of this call, when the app's iterable is
-        at its end and closed. Raises TypeError for what is no async iterable, and RuntimeError the second
+        at its end and closed. A Content-Length that `start_response` is given after this is left out. Raises TypeError for what is no async iterable, and RuntimeError the second
         time, and after the end of the response.
         """
         if not hasattr(type(iterable), "__aiter__"):
