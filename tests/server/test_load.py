@@ -438,3 +438,16 @@ def test_a_crowd_leaves_nothing_behind(serve_in_thread: ServeInThread) -> None:
     with Client(server.address) as client:
         for _ in range(3):
             assert client.get().status == 200
+
+
+def test_who_lingers_makes_room(serve_in_thread: ServeInThread, clients: ExitStack) -> None:
+    """Those were answered when nobody waited, and do not close."""
+    server = serve_in_thread(
+        hello, **{**PATIENT, "linger_timeout": 1_000, "channel_timeout": 0.2}, connection_limit=4
+    )
+    lingering = [clients.enter_context(Client(server.address)) for _ in range(4)]
+    for client in lingering:
+        client.send(b"no request\r\n\r\n")
+        assert client.receive().status == 400
+    with Client(server.address) as newcomer:
+        assert newcomer.get().status == 200

@@ -211,7 +211,7 @@ class Connections:
         awaiting = [
             (not protocol.is_idle, protocol.turn_since, protocol.give_way)
             for protocol in self._protocols
-            if protocol.turn_since <= self.clock and protocol.awaits_request
+            if protocol.turn_since <= self.clock and (protocol.awaits_request or protocol.lingers)
         ]
         awaiting += [
             (True, arrival.since, arrival.give_way)
