@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.bridge.support import until
 from tests.conftest import RunningServer, ServeInThread
 from tests.server.peers import Peer, linux_only, proxy_v1, unix_place
 from tests.server.support import Client, GatedApp, eventually, hello, request, server_has_read, small_listener
@@ -497,10 +497,5 @@ async def test_who_has_come_and_gone_is_not_on_its_way() -> None:
         connections.lost = count_too  # type: ignore[method-assign]
         for _ in range(50):
             Client(("127.0.0.1", server.port)).sock.close()
-        await asyncio.wait_for(until(lambda: len(counts) == 50), 20)
+        await until(lambda: len(counts) == 50)
     assert all(on_their_way <= open_ for on_their_way, open_ in counts)
-
-
-async def until(predicate: Callable[[], object]) -> None:
-    while not predicate():
-        await asyncio.sleep(0)

@@ -187,7 +187,7 @@ class Connections:
         return len(idle) + len(arriving)
 
     def _on_their_way(self) -> list[Arrival]:
-        """Those that have no transport yet. One that has is its protocol's to close, or has closed already."""
+        """Those that have no transport yet. One that has is its protocol's to close, or is lost already."""
         return [
             arrival
             for arrival in self._arrivals
