@@ -51,7 +51,9 @@ class Served:
         *,
         notifier: Notifier | None = None,
         reload: Callable[[], object] | None = None,
+        is_program: bool = False,
     ) -> None:
+        assert is_program
         self.app, self.settings, self.notifier, self.reload = server._app, settings, notifier, reload
         if self.meanwhile is not None:
             self.meanwhile()
@@ -718,7 +720,7 @@ def test_a_log_configuration_that_fails_halfway_leaves_the_one_before(folder: Pa
     (folder / "program.py").write_text(
         "import pathlib, sys\n"
         "from waitress_async import cli\n"
-        "def run(server, settings, *, notifier, reload):\n"
+        "def run(server, settings, *, notifier, reload, is_program):\n"
         "    file = pathlib.Path('log.toml')\n"
         "    file.write_text(file.read_text().replace('StreamHandler', 'NoSuchHandler'))\n"
         "    reload()\n"

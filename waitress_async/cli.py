@@ -250,7 +250,8 @@ def _serve(server: Server, settings: Settings, log_file: _LogFile | None) -> Non
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with _told_in_a_line(), _server_names_untold():
-        run(server, settings, notifier=notifier, reload=log_file.reload if log_file else None)
+        reload = log_file.reload if log_file else None
+        run(server, settings, notifier=notifier, reload=reload, is_program=True)
 
 
 @contextmanager

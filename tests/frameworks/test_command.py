@@ -192,6 +192,19 @@ def test_a_signal_is_heeded_from_the_first_line_on(start: Start, tmp_path: Path)
         assert command.ended() == (0, [])
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_signal_at_the_very_end_changes_nothing(start: Start, folder: Path, loop: str) -> None:
+    """The process takes its time to end when the server has."""
+    command = start(f"--loop={loop}", "gated:app", cwd=folder)
+    command.ready()
+    command.signal(signal.SIGTERM)
+    while "Stopped: " not in (command.line() or ""):
+        pass
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        command.signal(number)
+    assert command.process.wait(TIMEOUT) == 0
+
+
 def test_a_port_in_use(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -195,3 +196,40 @@ def test_asyncio_has_nothing_to_say_of_clients_that_leave_a_stream(
     server.stop()
     # In debug mode it also tells of a slow machine.
     assert [text for text in caplog.messages if "raised exception" in text or "closed" in text] == []
+
+
+def test_a_last_answer_that_is_abandoned_is_no_error(
+    serve_in_thread: ServeInThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its end is due when all is sent, and by then there is nobody."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return [bytes(3_000_000)]
+
+    server = serve_in_thread(app)
+    for _ in range(20):
+        with Client(server.address, receive_buffer=65_536) as client:
+            client.send(request("/", "Connection: close\r\n"))
+            for _ in range(5):
+                assert client.sock.recv(65_536)
+    eventually(lambda: not len(server.server._runtime.connections), "all are gone")
+    assert server.errors == []
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    "head", ["GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"]
+)
+def test_a_last_answer_that_is_read_slowly_is_whole(serve_in_thread: ServeInThread, head: str) -> None:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return [bytes(3_000_000)]
+
+    server = serve_in_thread(app)
+    with Client(server.address, receive_buffer=4_096) as client:
+        client.send(head.encode())
+        received = 0
+        while data := client.sock.recv(65_536):
+            received += len(data)
+    assert received > 3_000_000

@@ -539,3 +539,10 @@ def test_a_port_is_not_for_both() -> None:
     with nothing_left(), pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1:{port}: ") as caught:
         opened(f"127.0.0.1:{port}", f"127.0.0.1:{port}")
     assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_what_is_all_redirected_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        place = f"fd://{sock.detach()}"
+    with pytest.raises(OSError, match="each of its sockets is one of redirect_listen"):
+        opened(place, place)

@@ -8,15 +8,18 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.bridge.support import until
 from tests.conftest import RunningServer, ServeInThread
 from tests.server.peers import Peer, linux_only, proxy_v1, unix_place
 from tests.server.support import Client, GatedApp, eventually, hello, request, server_has_read, small_listener
 from tests.server.test_connection_limit import REACHED, is_silent
 from tests.server.test_listeners import needs_ipv6
+from waitress_async import Server
+from waitress_async.server.connections import Arrival
 from waitress_async.server.protocol import HTTPProtocol
 
 if TYPE_CHECKING:
@@ -438,3 +441,62 @@ def test_a_crowd_leaves_nothing_behind(serve_in_thread: ServeInThread) -> None:
     with Client(server.address) as client:
         for _ in range(3):
             assert client.get().status == 200
+
+
+def test_who_lingers_makes_room(serve_in_thread: ServeInThread, clients: ExitStack) -> None:
+    """Those were answered when nobody waited, and do not close."""
+    server = serve_in_thread(
+        hello, **{**PATIENT, "linger_timeout": 1_000, "channel_timeout": 0.2}, connection_limit=4
+    )
+    lingering = [clients.enter_context(Client(server.address)) for _ in range(4)]
+    for client in lingering:
+        client.send(b"no request\r\n\r\n")
+        assert client.receive().status == 400
+    with Client(server.address) as newcomer:
+        assert newcomer.get().status == 200
+
+
+def test_who_is_given_up_on_its_way_is_forgotten(
+    serve_in_thread: ServeInThread, clients: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio tells a protocol of its transport though nobody waits for that any more."""
+    given_up: list[Arrival] = []
+    server = serve_in_thread(hello)
+    connections = server.server._runtime.connections
+    make = connections._make_protocol
+
+    def make_and_give_up(*arguments: Any) -> HTTPProtocol:
+        protocol = make(*arguments)
+        (arrival,) = connections._arrivals
+        given_up.append(arrival)
+        server.loop.call_soon(arrival.cancel)  # before the transport is made
+        return protocol
+
+    monkeypatch.setattr(connections, "_make_protocol", make_and_give_up)
+    for number in range(20):
+        client = clients.enter_context(Client(server.address))
+        eventually(lambda: len(given_up) == number + 1, "it has come")  # noqa: B023
+        client.assert_ended()
+    eventually(lambda: not connections._arrivals and not len(connections), "none is counted")
+    monkeypatch.undo()
+    assert not connections._protocols
+    with Client(server.address) as client:
+        assert client.get().status == 200
+
+
+async def test_who_has_come_and_gone_is_not_on_its_way() -> None:
+    """It may be lost before the task that saw it there goes on."""
+    async with Server(hello, host="127.0.0.1", port=0) as server:
+        connections = server._runtime.connections
+        counts: list[tuple[int, int]] = []
+        lost = connections.lost
+
+        def count_too(counted: HTTPProtocol | Arrival) -> None:
+            lost(counted)
+            counts.append((len(connections._on_their_way()), len(connections)))
+
+        connections.lost = count_too  # type: ignore[method-assign]
+        for _ in range(50):
+            Client(("127.0.0.1", server.port)).sock.close()
+        await until(lambda: len(counts) == 50)
+    assert all(on_their_way <= open_ for on_their_way, open_ in counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.server.support import (
     small_listener,
 )
 from waitress_async.buffers import spool
+from waitress_async.server.protocol import HTTPProtocol
 
 Connect = Callable[[RunningServer], Client]
 
@@ -249,3 +251,51 @@ def test_an_app_that_fails_half_way_is_noticed_by_a_1_0_client(
     client.send(b"GET / HTTP/1.0\r\n\r\n")
     with pytest.raises(ConnectionResetError):
         client.rest()
+
+
+def test_requests_that_are_refused_take_turns(
+    serve_in_thread: ServeInThread, gated: GatedApp, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is answered here and now costs the loop much more than a piece of a body."""
+    turns: list[int] = []
+    advance = HTTPProtocol._advance_later
+
+    def count(protocol: HTTPProtocol) -> None:
+        turns.append(protocol._requests)
+        advance(protocol)
+
+    monkeypatch.setattr(HTTPProtocol, "_advance_later", count)
+    server = serve_in_thread(gated, threads=1, max_queue=1)
+    running, waiting, refused = [connect(server) for _ in range(3)]
+    running.send(request("/running"))
+    gated.wait_entered()
+    waiting.send(request("/waiting"))
+    server_has_read(server)
+    refused.send(request("/refused") * 600)
+    for _ in range(600):
+        assert refused.receive().status == 503
+    assert len(turns) >= 600 // 64 - 1
+    assert max(later - sooner for sooner, later in pairwise([0, *turns, 600])) <= 64
+    gated.let_go(2)
+    assert running.receive().status == waiting.receive().status == 200
+
+
+def test_who_leaves_after_many_refused_requests_is_not_told_of(
+    serve_in_thread: ServeInThread, gated: GatedApp, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio warns of each write to a connection that is lost."""
+    server = serve_in_thread(gated, threads=1, max_queue=1)
+    running, waiting = [connect(server) for _ in range(2)]
+    running.send(request("/running"))
+    gated.wait_entered()
+    waiting.send(request("/waiting"))
+    server_has_read(server)
+    for _ in range(3):
+        refused = connect(server)
+        refused.send(request("/refused") * 3_000)
+        refused.sock.close()
+    eventually(lambda: len(server.server._runtime.connections) == 2, "they are gone")
+    assert "socket.send() raised exception" not in caplog.text
+    assert server.errors == []
+    gated.let_go(2)
+    assert running.receive().status == waiting.receive().status == 200

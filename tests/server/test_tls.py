@@ -639,7 +639,7 @@ def test_many_half_handshakes_harm_nobody(
     serve: Serve, connect: Connect, trust: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = Lines(caplog)
-    server = serve(tls_handshake_timeout=1.5, connection_limit=1_000, backlog=1_000)
+    server = serve(tls_handshake_timeout=4, connection_limit=1_000, backlog=1_000)
     first = connect(server)
     eventually(lambda: "Serving on" in caplog.text, "it says so")
     lines.begin()

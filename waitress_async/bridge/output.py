@@ -378,7 +378,9 @@ class Output:
             if self._finished:
                 return
             if not self._closed:
-                self._callbacks = [*(self._callbacks or ()), call]
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(call)
                 return
         self._wakeup.call(partial(self._store.tell, call))
 

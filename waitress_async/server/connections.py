@@ -187,8 +187,12 @@ class Connections:
         return len(idle) + len(arriving)
 
     def _on_their_way(self) -> list[Arrival]:
-        """Those that have no transport yet. One that has is its protocol's to close."""
-        return [arrival for arrival in self._arrivals if arrival.protocol not in self._protocols]
+        """Those that have no transport yet. One that has is its protocol's to close, or is lost already."""
+        return [
+            arrival
+            for arrival in self._arrivals
+            if (counted := arrival.protocol or arrival) in self._open and counted not in self._protocols
+        ]
 
     def _make_room(self) -> bool:
         """Whether somebody who waits may be accepted. At the limit, the longest idle ones make room."""
@@ -211,7 +215,7 @@ class Connections:
         awaiting = [
             (not protocol.is_idle, protocol.turn_since, protocol.give_way)
             for protocol in self._protocols
-            if protocol.turn_since <= self.clock and protocol.awaits_request
+            if protocol.turn_since <= self.clock and (protocol.awaits_request or protocol.lingers)
         ]
         awaiting += [
             (True, arrival.since, arrival.give_way)

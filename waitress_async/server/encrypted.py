@@ -57,7 +57,7 @@ class EncryptedProtocol(HTTPProtocol):
 
     def close(self) -> None:
         """As for every protocol; the client's word need not be waited for."""
-        self._close()
+        super().close()
         if not self._unsent():
             self._transport.abort()
 

@@ -107,6 +107,9 @@ def open_sockets(settings: Settings, looked_up: LookedUp) -> list[ListeningSocke
         else:
             for place in settings.places:
                 _open(place, settings, looked_up, opened)
+        if all(listening.redirects for listening in opened):
+            reason = "each of its sockets is one of redirect_listen"
+            raise cannot_listen("what listen names", OSError(errno.EADDRINUSE, reason))
         for listening in opened:
             _listen(listening, settings.backlog)
     except BaseException:

@@ -36,6 +36,9 @@ _LOOK_AHEAD: Final = 65_536
 # Pieces of a body taken in one turn of the loop: chunks can be as short as a byte.
 _PIECES_A_TURN: Final = 512
 
+# What a request counts for among them: one that is refused is answered here and now.
+_REQUEST_PIECES: Final = 8
+
 # RFC 9112 section 9.6: after the last answer, what the client still sends is drained for a while, so that
 # the reset that unread bytes would cause does not destroy the answer it has not read. In bytes.
 _LINGER_BYTES: Final = 16_777_216
@@ -68,6 +71,7 @@ class HTTPProtocol(asyncio.Protocol):
         "_connection",
         "_continue_due",
         "_counted",
+        "_end_due",
         "_exchange",
         "_is_whole",
         "_linger_bytes",
@@ -116,6 +120,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._patience = Patience(settings, runtime.connections.stamp)
         self._linger_until: float | None = None  # by the sweep's clock
         self._linger_bytes = 0
+        self._end_due = False  # our side is to be closed when all is sent
 
     # -- asyncio's callbacks
 
@@ -218,14 +223,12 @@ class HTTPProtocol(asyncio.Protocol):
                 return
             if isinstance(event, Request):
                 self._begin(event)
+                pieces += _REQUEST_PIECES
             elif isinstance(event, Data):
                 self._body.feed_data(event.data)
                 if self._runtime.memory.full and not self._runtime.connections.short_of_memory:
                     self._runtime.connections.memory_is_full()
                 pieces += 1
-                if pieces == _PIECES_A_TURN:
-                    self._yielded = True
-                    self._runtime.loop.call_soon(self._advance_later)
             elif event is END_OF_MESSAGE:
                 assert self._exchange is not None
                 self._is_whole = True
@@ -237,6 +240,9 @@ class HTTPProtocol(asyncio.Protocol):
                 return
             else:  # NEED_DATA
                 break
+            if pieces >= _PIECES_A_TURN and not self._yielded:
+                self._yielded = True
+                self._runtime.loop.call_soon(self._advance_later)
         if connection.unread or self._reading_paused or self._counted or connection.receiving is _BODY:
             self._bound_look_ahead(wait)
 
@@ -254,6 +260,9 @@ class HTTPProtocol(asyncio.Protocol):
     def _go_on(self) -> None:
         """Something that was waited for has come: the client takes more, or there is room for the body."""
         if self._transport.is_closing():
+            return
+        if self._end_due and not self._unsent():
+            self._end_sending(at_once=False)
             return
         self._sender.pump()
         if self._connection.receiving is not _CLOSED:
@@ -454,6 +463,11 @@ class HTTPProtocol(asyncio.Protocol):
 
         `at_once` if it waits for that.
         """
+        if self._unsent():  # asyncio's would shut the socket down when that is sent, and let the error fall
+            self._end_due = True
+            self._transport.set_write_buffer_limits(0)  # it is told of when all is sent
+            return True
+        self._end_due = False
         try:
             self._transport.write_eof()
         except OSError:  # asyncio's shuts the socket down here and now, and the client has reset it
@@ -533,14 +547,22 @@ class HTTPProtocol(asyncio.Protocol):
         """Whether nothing is under way at all."""
         return self.awaits_request and not self._connection.unread
 
+    @property
+    def lingers(self) -> bool:
+        """Whether all is sent, and what the client still sends is only dropped."""
+        return self._linger_until is not None and not self._unsent()
+
     def give_way(self) -> None:
         """Close for somebody who waits, unless a request has come that was not read yet."""
-        if not has_input(self._transport.get_extra_info("socket")):
+        if self._linger_until is not None or not has_input(self._transport.get_extra_info("socket")):
             self.close()
 
     def close(self) -> None:
-        """Close, once what is written is sent. For one that awaits a request."""
-        self._close()
+        """Close, once what is written is sent. For one that awaits a request, or lingers."""
+        if self._linger_until is not None:
+            self._end_linger()
+        else:
+            self._close()
 
     def abort(self) -> None:
         """Cut the connection, whatever is under way."""

@@ -46,8 +46,11 @@ def run(
     stop_signals: Collection[str] = STOP_SIGNALS,
     notifier: Notifier | None = None,
     reload: Callable[[], object] | None = None,
+    is_program: bool = False,
 ) -> None:
     """Run `server`, which is new, on a loop of its own, in any thread. In the main one signals stop it.
+
+    `is_program` says that the process ends with it: signals change nothing any more then.
 
     `notifier` is told how it goes, and closed. On SIGHUP certificates are loaded anew, and `reload()` is
     called in a thread; it must not raise. Raises SettingsError for a loop that is not installed, OSError, and
@@ -59,7 +62,7 @@ def run(
         asyncio.Runner(loop_factory=_loop_factory(settings.loop)) as runner,
         contextlib.suppress(KeyboardInterrupt),  # where signals cannot be handled, as on Windows, it ends so
     ):
-        runner.run(_serve_until_signalled(server, manager, stop_signals, reload))
+        runner.run(_serve_until_signalled(server, manager, stop_signals, reload, is_program))
 
 
 def unclaimed_signals() -> list[str]:
@@ -96,8 +99,9 @@ async def _serve_until_signalled(
     manager: _Manager,
     stop_signals: Collection[str],
     reload: Callable[[], object] | None,
+    is_program: bool,
 ) -> None:
-    with _signals(server, manager, stop_signals, reload):  # from before it says that it serves
+    with _signals(server, manager, stop_signals, reload, is_program):  # from before it says that it serves
         try:
             await server.start()
         except ServerClosed:
@@ -164,6 +168,7 @@ def _signals(
     manager: _Manager,
     stop_signals: Collection[str],
     reload: Callable[[], object] | None,
+    is_program: bool,
 ) -> Iterator[None]:
     """`stop_signals` stop the server, once gracefully, twice at once; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
@@ -201,9 +206,22 @@ def _signals(
         yield
     finally:
         for number in handled:
-            loop.remove_signal_handler(number)
+            with _blocked(number):
+                loop.remove_signal_handler(number)
+                if is_program:  # it ends now: who asks for that again must not change how
+                    signal.signal(number, signal.SIG_IGN)
         if reloading is not None:
             reloading.cancel()
+
+
+@contextlib.contextmanager
+def _blocked(number: int) -> Iterator[None]:
+    """Have this signal wait meanwhile."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

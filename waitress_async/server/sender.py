@@ -20,6 +20,7 @@ from waitress_async.http import (
     error_response,
 )
 from waitress_async.server.file_sender import FileSender
+from waitress_async.server.peer_state import is_broken
 
 _TAKE: Final = 262_144  # bytes asked of a source at a time
 _TAKE_SHORT: Final = 16_384  # the same when memory is short
@@ -226,18 +227,19 @@ class Sender:
         """Answer in the server's own name, whole."""
         head, body = error_response(error, encoder)
         connection = self._connection
-        self._write(
-            [
-                connection.send_response(head, self._default_fields.lines(head, time())),
-                connection.send_data(body),
-                connection.end_response(),
-            ]
-        )
+        segments: list[bytes | memoryview] = [
+            connection.send_response(head, self._default_fields.lines(head, time())),
+            connection.send_data(body),
+            connection.end_response(),
+        ]
+        # As in `pump`: of many that are refused at once, the first may have found that the client is gone.
+        if not (self._transport.is_closing() or (self._encrypted and is_broken(self._transport))):
+            self._write(segments)
 
     def send_continue(self) -> None:
         """Send 100 (Continue), if the client may be waiting for it."""
         interim = self._connection.send_continue()
-        if interim:
+        if interim and not self._transport.is_closing():
             self._transport.write(interim)
 
     def _write(self, segments: list[bytes | memoryview]) -> None:
