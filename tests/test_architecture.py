@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "bridge": {"errors", "http", "buffers"},
     "settings": {"errors"},
     "loader": {"errors", "wsgi"},
+    "sse": set(),
     "server": BELOW_SERVER,
     "cli": {*BELOW_SERVER, "loader", "server", "__init__"},
     "__init__": {"errors", "settings", "server"},
@@ -42,7 +43,7 @@ MODULES: dict[str, set[str]] = {
     "aiofiles": {"buffers/spool"},
     "multiprocessing": set(),
     # Sans-I/O is without a loop, without sockets and without a clock; an app's call is without a loop.
-    "asyncio": {"bridge", "buffers", "server"},
+    "asyncio": {"bridge", "buffers", "server", "sse"},
     "uvloop": {"server"},
     "socket": {"server", "settings"},
     "select": {"server/peer_state"},

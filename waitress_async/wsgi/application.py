@@ -224,8 +224,9 @@ class _Response:
         """environ["waitress_async.stream"]: have what `iterable` yields follow what the app returns.
 
         It is drained on the server's loop, in a copy of the context of this call, when the app's iterable is
-        at its end and closed. A Content-Length that `start_response` is given after this is left out. Raises TypeError for what is no async iterable, and RuntimeError the second
-        time, and after the end of the response.
+        at its end and closed. A Content-Length that `start_response` is given after this is left out. Raises
+        TypeError for what is no async iterable, and RuntimeError the second time, and after the end of the
+        response.
         """
         if not hasattr(type(iterable), "__aiter__"):
             raise TypeError(f"an async iterable of bytes is wanted, not {type(iterable).__name__}")
