@@ -36,7 +36,7 @@ _LOOK_AHEAD: Final = 65_536
 # Pieces of a body taken in one turn of the loop: chunks can be as short as a byte.
 _PIECES_A_TURN: Final = 512
 
-# What a request counts for among them: one that is refused is answered here and now.
+# What a request counts for among them that is refused, and so answered here and now.
 _REQUEST_PIECES: Final = 8
 
 # RFC 9112 section 9.6: after the last answer, what the client still sends is drained for a while, so that
@@ -223,6 +223,8 @@ class HTTPProtocol(asyncio.Protocol):
                 return
             if isinstance(event, Request):
                 self._begin(event)
+                if self._exchange is not None:
+                    continue
                 pieces += _REQUEST_PIECES
             elif isinstance(event, Data):
                 self._body.feed_data(event.data)
@@ -394,16 +396,17 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _queue(self, exchange: Exchange) -> None:
         """Have the app called, or say that there is no room."""
+        runtime = self._runtime
         try:
-            if exchange.request.path in self._runtime.bulky:
+            if runtime.bulky and exchange.request.path in runtime.bulky:
                 exchange.is_bulky = True
-                self._runtime.pool.submit(exchange.run, bulky=True)
+                runtime.pool.submit(exchange.run, bulky=True)
             else:
-                self._runtime.pool.submit(exchange.run)
+                runtime.pool.submit(exchange.run)
         except QueueFull:
             self._refuse_busy("Too many requests wait to be served.", setting="max_queue")
         else:
-            exchange.queued_at = self._runtime.connections.stamp
+            exchange.queued_at = runtime.connections.stamp
             self._sender.expect(exchange.output)
 
     def _refuse_busy(self, detail: str, *, setting: str) -> None:
@@ -495,11 +498,13 @@ class HTTPProtocol(asyncio.Protocol):
             self._connection.stop_receiving()
             self._linger(at_once=self._is_whole or self._connection.ends_by_close)
             return
-        self._runtime.responses += 1
-        self._begin_turn()
+        runtime = self._runtime
+        connections = runtime.connections
+        runtime.responses += 1
+        self._patience.turn_since = connections.stamp
         if self._connection.unread or self._connection.eof or self._reading_paused:
             self._advance()
-        elif self._runtime.connections.full:  # somebody else waits to be accepted
+        elif connections.full:  # somebody else waits to be accepted
             self._close()
 
     def _close(self) -> None:
