@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -505,3 +505,22 @@ def test_one_that_does_not_end_is_named_at_the_stop(
     server.loop.call_soon_threadsafe(release[0]) if server.thread.is_alive() else None
     server.thread.join(30)
     assert not server.thread.is_alive()
+
+
+def test_what_can_be_iterated_both_ways_is_iterated_by_the_thread(serve_in_thread: ServeInThread) -> None:
+    """As an app of PEP 3333 is: Django's streaming responses have both."""
+
+    class Both:
+        def __iter__(self) -> Iterator[bytes]:
+            return iter([b"by ", b"the thread"])
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            raise AssertionError("not asked for")
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Both:
+        start_response("200 OK", [])
+        return Both()
+
+    server = serve_in_thread(app)
+    with Client(server.address) as client:
+        assert client.get("/").body == b"by the thread"

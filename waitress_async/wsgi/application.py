@@ -250,7 +250,7 @@ class _Response:
         if isinstance(result, list | tuple) and self.rest is None:
             self._send_complete(result)
             return False
-        if hasattr(type(result), "__aiter__"):
+        if hasattr(type(result), "__aiter__") and not hasattr(type(result), "__iter__"):  # Django's has both
             self.go_on_with(result)  # type: ignore[arg-type]
             self._end()
             return True
