@@ -524,3 +524,31 @@ def test_what_can_be_iterated_both_ways_is_iterated_by_the_thread(serve_in_threa
     server = serve_in_thread(app)
     with Client(server.address) as client:
         assert client.get("/").body == b"by the thread"
+
+
+def test_what_an_iterable_makes_to_be_iterated_is_closed_too(serve_in_thread: ServeInThread) -> None:
+    ended: list[str] = []
+
+    class Maker:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield bytes(1_000_000)
+            finally:
+                ended.append("its iterator")
+
+        async def aclose(self) -> None:
+            ended.append("itself")
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        environ["waitress_async.stream"](Maker())
+        return []
+
+    server = serve_in_thread(app)
+    with Client(server.address, receive_buffer=4_096) as client:
+        client.send(request("/large"))
+        assert head(client)
+        eventually(lambda: server.server._runtime.async_bodies._count == 1, "it has begun")
+        client.reset()
+    eventually(lambda: ended == ["its iterator", "itself"], "both are closed, in this order")

@@ -128,8 +128,10 @@ class AsyncBody:
             self._resumed.set_result(None)
 
     async def _run(self) -> None:
+        iterator: AsyncIterable[bytes] = self._iterable
         try:
-            async for item in self._iterable:
+            iterator = aiter(self._iterable)
+            async for item in iterator:
                 if not isinstance(item, bytes):
                     raise TypeError(f"an async body must yield bytes, not {type(item).__name__}")
                 if item:
@@ -143,7 +145,7 @@ class AsyncBody:
             self.aborted = True
             self._tell("Exception in the async body of %s", error)
         finally:
-            await self._end()
+            await self._end(iterator)
 
     async def _until_asked(self) -> None:
         if not self._asked:
@@ -151,9 +153,11 @@ class AsyncBody:
             await self._resumed
             self._resumed = None
 
-    async def _end(self) -> None:
+    async def _end(self, iterator: AsyncIterable[bytes]) -> None:
         try:
-            await _close(self._iterable)
+            await _close(iterator)
+            if iterator is not self._iterable:  # which had made it
+                await _close(self._iterable)
         except asyncio.CancelledError:
             pass
         except BaseException as error:
