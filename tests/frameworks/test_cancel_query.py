@@ -20,6 +20,12 @@ def processor_time() -> float:
     return sum(os.times()[:2])
 
 
+def begin_for_ever(client: Client) -> None:
+    client.send(request(f"/?numbers={FOR_EVER}"))
+    began = processor_time()
+    eventually(lambda: processor_time() - began > 0.1, "the query is being worked on")
+
+
 def test_the_query_ends_with_its_client(
     serve_in_thread: ServeInThread,
     session: requests.Session,
@@ -27,9 +33,7 @@ def test_the_query_ends_with_its_client(
 ) -> None:
     server = serve_in_thread(cancel_query.app, threads=1)
     with Client(server.address) as client:
-        client.send(request(f"/?numbers={FOR_EVER}"))
-        began = processor_time()
-        eventually(lambda: processor_time() - began > 0.1, "the query is being worked on")
+        begin_for_ever(client)
         client.reset()
         # By the one thread, which is free again.
         assert session.get(f"{server.url}/?numbers=1000", timeout=TIMEOUT).text == "500500\n"
@@ -50,9 +54,7 @@ def test_a_stop_that_cuts_the_client_ends_the_query(
     """And so it is not held by the query: no thread is named as stuck, which the log would tell."""
     server = serve_in_thread(cancel_query.app, graceful_timeout=0)
     with Client(server.address) as client:
-        client.send(request(f"/?numbers={FOR_EVER}"))
-        began = processor_time()
-        eventually(lambda: processor_time() - began > 0.1, "the query is being worked on")
+        begin_for_ever(client)
         server.stop()
     assert capsys.readouterr().err == "The client has left: its query is interrupted.\n"
 

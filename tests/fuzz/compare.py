@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from tests.fuzz.reference import Bounds, Ending, Reading, Seen, read
-from tests.http.driver import ANSWER, LIMITS, Message, Outcome, by_byte, by_line, drive
+from tests.http.driver import ANSWER, LIMITS, TIGHT, Message, Outcome, by_byte, by_line, drive
 from waitress_async.errors import RequestError
 from waitress_async.http import (
     CLOSED,
@@ -30,18 +30,6 @@ from waitress_async.http import (
 FAILURES: Final = (Exception, pytest.fail.Exception)
 
 Parse = Callable[[bytes], Outcome]
-
-# The corpus is met at the end of limits too.
-TIGHT: Final = Limits(
-    header_size=200,
-    header_fields=8,
-    target_size=40,
-    body_size=40,
-    chunk_line_size=24,
-    chunk_extensions_size=30,
-    trailer_size=60,
-    empty_lines=2,
-)
 
 # What a request line may hold beyond its target.
 AROUND_TARGET: Final = 64

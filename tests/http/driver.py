@@ -22,6 +22,18 @@ from waitress_async.http import (
 )
 
 LIMITS = Limits()
+
+# The corpus is met at the end of limits too.
+TIGHT = Limits(
+    header_size=200,
+    header_fields=8,
+    target_size=40,
+    body_size=40,
+    chunk_line_size=24,
+    chunk_extensions_size=30,
+    trailer_size=60,
+    empty_lines=2,
+)
 ANSWER = HeadEncoder().encode("200 OK", [])
 
 

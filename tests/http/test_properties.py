@@ -13,7 +13,7 @@ from urllib.parse import quote_from_bytes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.http.driver import ANSWER, LIMITS, Message, Outcome, by_byte, by_line, drive
+from tests.http.driver import ANSWER, LIMITS, TIGHT, Message, Outcome, by_byte, by_line, drive
 from waitress_async.http import CLOSED, NEED_DATA, PAUSED, Connection, HeadMemo, Limits, Request
 
 WIRE = Path(__file__).parent / "wire"
@@ -196,18 +196,6 @@ DAMAGE = [
     b"X" * 300,
     b"X: 1\r\n" * 12,
 ]
-
-# The corpus is met at the end of limits too.
-TIGHT = Limits(
-    header_size=200,
-    header_fields=8,
-    target_size=40,
-    body_size=40,
-    chunk_line_size=24,
-    chunk_extensions_size=30,
-    trailer_size=60,
-    empty_lines=2,
-)
 
 
 @st.composite

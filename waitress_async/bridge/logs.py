@@ -7,7 +7,7 @@ import logging
 from functools import partial
 from typing import Final
 
-from waitress_async.bridge.pool import Pool, QueueFull
+from waitress_async.bridge.pool import Pool, QueueFull, Task
 from waitress_async.bridge.wakeup import Wakeup
 
 logger = logging.getLogger("waitress_async")
@@ -24,17 +24,17 @@ class LogThread:
 
     def log(self, level: int, message: str, *args: object) -> None:
         """Have `message % args` logged by the logger `waitress_async`. The loop's thread only."""
-        try:  # without asking whether it is wanted: logging answers that under a lock of its own
-            self._tell_dropped()
-            self._pool.submit(partial(logger.log, level, message, *args))
-        except QueueFull:
-            self._dropped += 1
+        # Without asking whether it is wanted: logging answers that under a lock of its own.
+        self._submit(partial(logger.log, level, message, *args))
 
     def log_exception(self, error: BaseException, message: str, *args: object) -> None:
         """Have `message % args` logged with the traceback of `error`. The loop's thread only."""
+        self._submit(partial(logger.error, message, *args, exc_info=error))
+
+    def _submit(self, task: Task) -> None:
         try:
             self._tell_dropped()
-            self._pool.submit(partial(logger.error, message, *args, exc_info=error))
+            self._pool.submit(task)
         except QueueFull:
             self._dropped += 1
 

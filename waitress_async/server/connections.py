@@ -50,10 +50,8 @@ _TELL_INTERVAL: Final = 10.0
 
 # What is said of arrivals that took longer than a setting allows.
 _LATE: Final = {
-    "proxy_protocol_timeout": (
-        logging.WARNING,
-        "its PROXY header is not complete",
-    ),  # a proxy is set up wrong
+    # A warning, for it is likely that a proxy is set up wrong.
+    "proxy_protocol_timeout": (logging.WARNING, "its PROXY header is not complete"),
     "tls_handshake_timeout": (logging.INFO, "its TLS handshake is not complete"),
 }
 

@@ -501,7 +501,7 @@ class HTTPProtocol(asyncio.Protocol):
         runtime = self._runtime
         connections = runtime.connections
         runtime.responses += 1
-        self._patience.turn_since = connections.stamp
+        self._patience.turn_since = connections.stamp  # `_begin_turn`, without a call for each request
         if self._connection.unread or self._connection.eof or self._reading_paused:
             self._advance()
         elif connections.full:  # somebody else waits to be accepted

@@ -141,7 +141,7 @@ class Sender:
                 if last and not source.aborted:
                     segments.append(connection.end_response())
             except LocalProtocolError as error:  # threads of the app have written at the same time
-                self._cut(source, error)
+                self._cut(source, "A response is cut: %s", error)
                 return
             self._write(segments)
             if last:
@@ -149,8 +149,8 @@ class Sender:
                 return
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
 
-    def _cut(self, source: Source, error: Exception) -> None:
-        self._log.log(logging.ERROR, "A response is cut: %s", error)
+    def _cut(self, source: Source, message: str, error: Exception) -> None:
+        self._log.log(logging.ERROR, message, error)
         source.close()
         self._source = None
         self._on_complete(False)
@@ -195,10 +195,7 @@ class Sender:
             return
         except Exception as error:
             self._forget_file()
-            self._log.log(logging.ERROR, "A response is cut, for its file cannot be sent: %s", error)
-            source.close()
-            self._source = None
-            self._on_complete(False)
+            self._cut(source, "A response is cut, for its file cannot be sent: %s", error)
             return
         self._forget_file()
         source.sent(region)
