@@ -1,5 +1,6 @@
 """The only place where threads meet the loop: pool, input, output, wake-ups, the log's thread."""
 
+from waitress_async.bridge.background import BackgroundThread
 from waitress_async.bridge.callbacks import CallbackThread
 from waitress_async.bridge.executor import PoolExecutor, in_thread
 from waitress_async.bridge.input import Input
@@ -9,6 +10,7 @@ from waitress_async.bridge.pool import Pool, QueueFull
 from waitress_async.bridge.wakeup import Wakeup
 
 __all__ = [
+    "BackgroundThread",
     "CallbackThread",
     "Input",
     "LogThread",

@@ -30,6 +30,14 @@ class LogThread:
         except QueueFull:
             self._dropped += 1
 
+    def log_exception(self, error: BaseException, message: str, *args: object) -> None:
+        """Have `message % args` logged with the traceback of `error`. The loop's thread only."""
+        try:
+            self._tell_dropped()
+            self._pool.submit(partial(logger.error, message, *args, exc_info=error))
+        except QueueFull:
+            self._dropped += 1
+
     def _tell_dropped(self) -> None:
         if self._dropped:
             message = "%d log records were dropped: a log handler is stuck"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from waitress_async.bridge import CallbackThread, LogThread, OutputStore, Pool, PoolExecutor, Wakeup
 from waitress_async.buffers import BufferMemory, Spool
@@ -53,5 +53,6 @@ class Runtime:
     cuts: CutLog
     callbacks: CallbackThread
     bulky: BulkyPaths
+    state: Any  # what the lifespan has yielded
     connections: Connections
     responses: int = 0  # sent whole
