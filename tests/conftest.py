@@ -16,6 +16,9 @@ from waitress_async import Server
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+# By its entry point it is there too, as for everybody, if the project was installed since that was added.
+pytest_plugins = ["pytest_waitress_async"]
+
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
     "asyncio": asyncio.new_event_loop,

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from waitress_async.errors import AppImportError
-from waitress_async.loader import AppName, Arguments, load_app
+from waitress_async.loader import AppName, Arguments, load_app, load_object
 
 Write = Callable[[str, str], None]
 
@@ -587,3 +587,30 @@ def test_what_is_written_is_what_is_read(
     assert AppName.parse(text) == AppName(text, module, attributes, None)
     text += f"({', '.join(written)})"
     assert AppName.parse(text) == AppName(text, module, attributes, Arguments(positional, keywords))
+
+
+# -- other objects
+
+
+def test_any_object_is_found_as_the_app_is(write: Write) -> None:
+    write("shop.py", "number = 3\ndef make(name, *, size=1): return name * size\n")
+    assert load_object("shop:number", kind="thing") == 3
+    assert load_object("shop.number", kind="thing") == 3
+    assert load_object("shop:make('a', size=2)", kind="thing") == "aa"
+    assert load_object("shop", kind="thing") is sys.modules["shop"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("missing:f", "No module named 'missing'"),
+        ("shop:mak", "module 'shop' has no attribute 'mak' (did you mean 'make'?)"),
+        ("shop:make()", "calling it raised ZeroDivisionError: division by zero"),
+        ("shop/web.py", "it is a path: write 'shop.web:app' and --app-dir if that is in another folder"),
+    ],
+)
+def test_its_errors_say_what_it_is_for(write: Write, name: str, text: str) -> None:
+    write("shop.py", "def make(): 1 / 0\n")
+    with pytest.raises(AppImportError) as raised:
+        load_object(name, kind="thing")
+    assert str(raised.value) == f"Cannot import thing {name!r}: {text}"

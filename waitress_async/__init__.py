@@ -3,6 +3,7 @@
 from waitress_async.errors import (
     AppImportError,
     ClientDisconnected,
+    LifespanError,
     NotWSGIError,
     ServerClosed,
     SettingsError,
@@ -17,6 +18,7 @@ __all__ = [
     "AppImportError",
     "BlockingServer",
     "ClientDisconnected",
+    "LifespanError",
     "NotWSGIError",
     "Server",
     "ServerClosed",

@@ -14,15 +14,15 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 from waitress_async import __version__
 from waitress_async.buffers import check_directory
-from waitress_async.errors import AppImportError, SettingsError
-from waitress_async.loader import load_app
+from waitress_async.errors import AppImportError, LifespanError, SettingsError
+from waitress_async.loader import load_app, load_object
 from waitress_async.server import Notifier, Server, listen_fds, load_tls, run
 from waitress_async.settings import (
     COMMAND_DECLARATIONS,
@@ -38,9 +38,6 @@ from waitress_async.settings import (
     read_configuration,
     read_sources,
 )
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 _DECLARATIONS: Final = (*COMMAND_DECLARATIONS, *DECLARATIONS)
 
@@ -151,7 +148,11 @@ def main(
             return
     if command.app is None:
         raise click.UsageError("Specify an application, such as shop.web:app")
-    app = _load(command.app, command)
+    with _import_errors_told():
+        app = load_app(command.app, call=command.call, directory=command.app_dir)
+        settings = settings.load_objects(
+            lambda name, setting: load_object(name, kind=setting, directory=command.app_dir)
+        )
     level = command.log_level.upper() if "log_level" in given else None
     log_file = _configure_logging(command, level)
     server = Server(app, settings)
@@ -225,15 +226,18 @@ def _one_line(text: str) -> str:
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _load(name: str, command: CommandSettings) -> WSGIApplication:
+@contextmanager
+def _import_errors_told() -> Iterator[None]:
     try:
-        return load_app(name, call=command.call, directory=command.app_dir)
+        yield
     except AppImportError as error:
         click.echo(error, err=True)
         cause = error.__cause__
         if isinstance(cause, SyntaxError) or (cause is not None and cause.__traceback__ is not None):
             traceback.print_exception(cause)  # else the line above says all that is known
         sys.exit(1)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _check_files(settings: Settings) -> None:
@@ -249,9 +253,20 @@ def _serve(server: Server, settings: Settings, log_file: _LogFile | None) -> Non
         notifier = Notifier.from_environ(os.environ, os.getpid())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    with _told_in_a_line(), _server_names_untold():
+    with _told_in_a_line(), _server_names_untold(), _lifespan_errors_told():
         reload = log_file.reload if log_file else None
         run(server, settings, notifier=notifier, reload=reload, is_program=True)
+
+
+@contextmanager
+def _lifespan_errors_told() -> Iterator[None]:
+    try:
+        yield
+    except LifespanError as error:
+        click.echo(error, err=True)
+        if error.__cause__ is not None and not error.is_logged:
+            traceback.print_exception(error.__cause__)
+        sys.exit(1)
 
 
 @contextmanager

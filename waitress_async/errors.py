@@ -14,7 +14,7 @@ class SettingsError(WaitressAsyncError, ValueError):
 
 
 class AppImportError(WaitressAsyncError, ImportError):
-    """The WSGI application could not be found or imported."""
+    """The WSGI application, or another object that settings name, could not be found or imported."""
 
 
 class NotWSGIError(WaitressAsyncError, TypeError, ValueError):
@@ -23,6 +23,17 @@ class NotWSGIError(WaitressAsyncError, TypeError, ValueError):
 
 class ServerClosed(WaitressAsyncError, RuntimeError):
     """The server was asked for something that only a running one can do."""
+
+
+class LifespanError(WaitressAsyncError, RuntimeError):
+    """A server's lifespan failed. `__cause__` is what it raised.
+
+    `is_logged` says whether the log has that with its traceback: not if the server did not even start.
+    """
+
+    def __init__(self, detail: str, *, is_logged: bool = False) -> None:
+        super().__init__(detail)
+        self.is_logged = is_logged
 
 
 class LocalProtocolError(WaitressAsyncError, RuntimeError):

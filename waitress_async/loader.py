@@ -1,4 +1,4 @@
-"""From the name of a WSGI application to the application."""
+"""From the name of a WSGI application, or of another object, to the object."""
 
 from __future__ import annotations
 
@@ -54,26 +54,38 @@ def load_app(name: str, *, call: bool = False, directory: str | None = None) -> 
     surely no WSGI application. Its `__cause__` is the exception that stopped the import, if there is one,
     with a traceback that begins in the application's code. KeyboardInterrupt goes through.
     """
-    parsed = AppName.parse(name)
-    arguments = parsed.arguments
-    if call:
-        if arguments is not None:
-            raise _problem(name, "it is a call already: either write that or give --call")
-        arguments = Arguments()
-    _search(name, directory)
-    found = _find(parsed)
-    if arguments is None:
-        with _refusing(name):
-            check_application(found, name)
-    else:
-        with _refusing(name):
-            check_factory(found)
-        with _reporting(name, "calling it"):
-            found = found(*arguments.positional, **arguments.keywords)
-        with _refusing(name, "it returned no application: "):
-            check_application(found)
-    app: WSGIApplication = found
-    return app
+    with _naming("WSGI application", name):
+        parsed = AppName.parse(name)
+        arguments = parsed.arguments
+        if call:
+            if arguments is not None:
+                raise AppImportError("it is a call already: either write that or give --call")
+            arguments = Arguments()
+        found = _find(parsed, directory)
+        if isinstance(found, ModuleType) and not callable(found):
+            raise AppImportError(_advice_for_module(found))
+        if arguments is None:
+            with _refusing():
+                check_application(found, name)
+        else:
+            with _refusing():
+                check_factory(found)
+            found = _call(found, arguments)
+            with _refusing("it returned no application: "):
+                check_application(found)
+        app: WSGIApplication = found
+        return app
+
+
+def load_object(name: str, *, kind: str, directory: str | None = None) -> Any:
+    """Import and return the object called `name`, written as for `load_app`; a call gives what it returns.
+
+    `kind` is what errors call it. What it is good for is not looked at. Raises AppImportError, as `load_app`.
+    """
+    with _naming(kind, name):
+        parsed = AppName.parse(name)
+        found = _find(parsed, directory)
+        return found if parsed.arguments is None else _call(found, parsed.arguments)
 
 
 # The name: text -> what it says. Nothing is imported, nothing in it is run.
@@ -116,23 +128,26 @@ class AppName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Take `text` apart, as `load_app` describes it. Raises AppImportError if it is something else."""
+        """Take `text` apart, as `load_app` describes it.
+
+        Raises AppImportError, whose text is the reason alone, if it is something else.
+        """
         if len(text) > _LONGEST:
-            raise _problem(f"{text[:64]}...", f"the name is longer than {_LONGEST} characters")
+            raise AppImportError(f"the name is longer than {_LONGEST} characters")
         path, parenthesis, rest = text.partition("(")
         if (advice := _advice_for_path(path, parenthesis + rest)) is not None:
-            raise _problem(text, advice)
+            raise AppImportError(advice)
         module, colon, dotted = path.partition(":")
         if not all(module.split(".")):
-            raise _problem(text, f"{module!r} is not the name of a module")
+            raise AppImportError(f"{module!r} is not the name of a module")
         attributes = tuple(dotted.split(".")) if dotted or (colon and parenthesis) else ()
         for attribute in attributes:
             if not attribute.isidentifier():
-                raise _problem(text, f"{attribute!r} is not the name of an attribute")
+                raise AppImportError(f"{attribute!r} is not the name of an attribute")
         try:
             arguments = Arguments.parse(rest) if parenthesis else None
         except ValueError:
-            raise _problem(text, _LITERALS) from None
+            raise AppImportError(_LITERALS) from None
         return cls(text, module, attributes if colon else None, arguments)
 
 
@@ -154,7 +169,7 @@ def _advice_for_path(name: str, call: str) -> str | None:
 # The object: what the name says -> what it stands for.
 
 
-def _search(name: str, directory: str | None) -> None:
+def _search(directory: str | None) -> None:
     """Have modules looked for in `directory` first, as Python does for a script's, or else where we are."""
     try:
         path = os.path.abspath(directory or os.curdir)
@@ -162,41 +177,45 @@ def _search(name: str, directory: str | None) -> None:
     except OSError:  # the working directory itself was removed
         exists = False
     if not exists:
-        raise _problem(name, f"there is no directory {directory or os.curdir!r}")
+        raise AppImportError(f"there is no directory {directory or os.curdir!r}")
     if sys.path[:1] != [path]:
         sys.path.insert(0, path)
 
 
-def _find(name: AppName) -> Any:
+def _find(name: AppName, directory: str | None) -> Any:
+    _search(directory)
     if name.attributes is None:
-        found, rest = _import_longest(name)
+        found, rest = _import_longest(name.module)
     else:
-        found, rest = _import(name, name.module), name.attributes
+        found, rest = _import(name.module), name.attributes
     for attribute in rest:
-        with _reporting(name.text, f"reading {attribute!r}"):
+        with _reporting(f"reading {attribute!r}"):
             found = getattr(found, attribute)
-    if isinstance(found, ModuleType) and not callable(found):
-        raise _problem(name.text, _advice_for_module(found))
     return found
 
 
-def _import(name: AppName, module: str) -> Any:
-    with _reporting(name.text, f"importing {module!r}"):
+def _call(found: Any, arguments: Arguments) -> Any:
+    with _reporting("calling it"):
+        return found(*arguments.positional, **arguments.keywords)
+
+
+def _import(module: str) -> Any:
+    with _reporting(f"importing {module!r}"):
         return importlib.import_module(module)
 
 
-def _import_longest(name: AppName) -> tuple[Any, tuple[str, ...]]:
-    """Import `name` up to its last part that is a module; return that module and the parts left over."""
-    path, *rest = name.module.split(".")
-    found = _import(name, path)
+def _import_longest(dotted: str) -> tuple[Any, tuple[str, ...]]:
+    """Import `dotted` up to its last part that is a module; return that module and the parts left over."""
+    path, *rest = dotted.split(".")
+    found = _import(path)
     while rest:
         below = f"{path}.{rest[0]}"
-        with _reporting(name.text, f"looking for {below!r}"):
+        with _reporting(f"looking for {below!r}"):
             is_module = hasattr(found, "__path__") and find_spec(below) is not None
         if not is_module:
             break
         path = below
-        found = _import(name, path)
+        found = _import(path)
         del rest[0]
     return found, tuple(rest)
 
@@ -212,31 +231,41 @@ def _advice_for_module(module: ModuleType) -> str:
 
 
 @contextmanager
-def _refusing(name: str, prefix: str = "") -> Iterator[None]:
+def _naming(kind: str, name: str) -> Iterator[None]:
+    """Have an AppImportError whose text is the reason alone say what cannot be imported."""
+    try:
+        yield
+    except AppImportError as error:
+        shown = name if len(name) <= _LONGEST else f"{name[:64]}..."
+        raise AppImportError(f"Cannot import {kind} {shown!r}: {error}") from error.__cause__
+
+
+@contextmanager
+def _refusing(prefix: str = "") -> Iterator[None]:
     """Raise AppImportError for what is found to be no application in the block."""
     try:
         yield
     except NotWSGIError as error:
-        raise _problem(name, f"{prefix}{error}") from None
+        raise AppImportError(f"{prefix}{error}") from None
 
 
 @contextmanager
-def _reporting(name: str, doing: str) -> Iterator[None]:
+def _reporting(doing: str) -> Iterator[None]:
     """Raise AppImportError for whatever code of the application raises in the block."""
     try:
         yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # an exit too: the server would be gone without a word
-        raise _failure(name, doing, error) from error
+        raise _failure(doing, error) from error
 
 
-def _failure(name: str, doing: str, error: BaseException) -> AppImportError:
+def _failure(doing: str, error: BaseException) -> AppImportError:
     error.__traceback__ = _from_app(error.__traceback__)
     if error.__traceback__ is None and isinstance(error, Exception):
         # No code of the application ran: a name is missing, or bad syntax.
-        return _problem(name, f"{error}{_nearest(error)}")
-    return _problem(name, f"{doing} raised {type(error).__name__}: {error}".rstrip(": "))
+        return AppImportError(f"{error}{_nearest(error)}")
+    return AppImportError(f"{doing} raised {type(error).__name__}: {error}".rstrip(": "))
 
 
 def _nearest(error: Exception) -> str:
@@ -258,7 +287,3 @@ def _from_app(frames: TracebackType | None) -> TracebackType | None:
             break
         frames = frames.tb_next
     return frames
-
-
-def _problem(name: str, reason: str) -> AppImportError:
-    return AppImportError(f"Cannot import WSGI application {name!r}: {reason}")

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -337,3 +337,100 @@ async def test_other_tasks_run_while_the_app_blocks() -> None:
         assert time.monotonic() - began < 5
         app.let_go()
         assert await answer == b"/blocked"
+
+
+# -- beside other tasks, and in other people's hands
+
+
+@on_each_loop
+async def test_a_task_group_that_fails_beside_it_stops_it_gracefully() -> None:
+    app = GatedApp()
+    may_fail = asyncio.Event()
+    answers: list[bytes] = []
+
+    async def visit(port: int) -> None:
+        answers.append(await fetch(port, "/in-flight"))
+
+    async def fail() -> None:
+        await may_fail.wait()
+        raise LookupError
+
+    with nothing_left():
+        server = local_server(app)
+        await server.start()
+        visiting = asyncio.create_task(visit(server.port))
+        await eventually_async(lambda: app.entered, "the app was called")
+
+        async def group() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(server.serve_forever())
+                tasks.create_task(fail())
+
+        grouped = asyncio.create_task(group())
+        may_fail.set()
+        await eventually_async(server._runtime.connections.is_draining, "the stop has begun")
+        assert not grouped.done()
+        app.let_go()
+        with pytest.raises(ExceptionGroup) as raised:
+            await bounded(grouped)
+        assert [type(error) for error in raised.value.exceptions] == [LookupError]
+        await visiting
+        assert answers == [b"/in-flight"]
+
+
+@on_each_loop
+async def test_two_in_a_task_group_of_which_one_is_stopped() -> None:
+    with nothing_left():
+        one, two = local_server(), local_server()
+        async with asyncio.TaskGroup() as tasks:
+            serving = [tasks.create_task(server.serve_forever()) for server in (one, two)]
+            await eventually_async(lambda: one.addresses and two.addresses, "both have started")
+            await bounded(one.stop())
+            await serving[0]
+            assert await fetch(two.port) == b"Hello, world!"
+            assert not serving[1].done()
+            two.request_stop()
+
+
+@pytest.mark.parametrize("serve", [serve_forever, through_serve_async])
+def test_under_asyncio_run_in_debug_mode_nothing_is_said(
+    serve: Callable[[GatedApp, Callable[[int], object]], Coroutine[Any, Any, None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = GatedApp()
+    app.let_go()
+
+    async def main() -> None:
+        ports: list[int] = []
+        asyncio.get_running_loop().slow_callback_duration = 60  # a machine may be busy
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(serve(app, ports.append))
+            await eventually_async(
+                lambda: ports and "waitress_async-1" in server_threads(), "the server has started"
+            )
+            assert await fetch(ports[0], "/visited") == b"/visited"
+            serving.cancel()
+
+    caplog.set_level(logging.INFO)
+    with nothing_left(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asyncio.run(main(), debug=True)
+        gc.collect()
+    assert {record.name for record in caplog.records} == {"waitress_async"}
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def test_on_the_loop_of_pytest_asyncio() -> None:
+    with nothing_left():
+        async with local_server() as server:
+            assert await fetch(server.port) == b"Hello, world!"
+
+
+@pytest.fixture
+async def server_of_a_fixture() -> AsyncIterator[Server]:
+    async with local_server() as server:
+        yield server
+
+
+async def test_from_an_async_fixture(server_of_a_fixture: Server) -> None:
+    assert await fetch(server_of_a_fixture.port) == b"Hello, world!"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.settings.command import invoke, isolate, printed_config
 from tests.settings.samples import BY_NAME, COMPANIONS, SAMPLES, TEXTUAL, flags_of
-from waitress_async import serve_paste
+from waitress_async import SettingsError, serve_paste
 from waitress_async.settings import (
     COMMAND_DECLARATIONS,
     DECLARATIONS,
@@ -101,11 +101,17 @@ def printed(origins: Mapping[str, str], *arguments: str) -> Values:
     return {name: BY_NAME[name].convert(value) for name, (value, _) in given.items()}
 
 
-OF_SERVERS = [Ways.ini, Ways.load]
+# Objects have a name there too, but the command alone imports them.
+NAMES_OF_OBJECTS = [declaration for declaration in TEXTUAL if declaration.unit == "module:object"]
 PRINTED = [Ways.flag, Ways.variable, Ways.pyproject, Ways.toml, Ways.config]
 EVERY_WAY = [
     *((declaration, Ways.keyword) for declaration in TEXTUAL),
-    *((declaration, way) for declaration in TEXTUAL if declaration in DECLARATIONS for way in OF_SERVERS),
+    *((declaration, Ways.load) for declaration in TEXTUAL if declaration in DECLARATIONS),
+    *(
+        (declaration, Ways.ini)
+        for declaration in TEXTUAL
+        if declaration in DECLARATIONS and declaration not in NAMES_OF_OBJECTS
+    ),
     # Secrets are not printed: test_secret.py.
     *((declaration, way) for declaration in TEXTUAL if not declaration.is_secret for way in PRINTED),
 ]
@@ -139,3 +145,12 @@ def test_sockets_are_by_keyword_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("WAITRESS_ASYNC_SOCKETS")
     (tmp_path / "waitress_async.toml").write_text("sockets = []")
     assert "waitress_async.toml: Unknown adjustment 'sockets'" in invoke("--print-config").stderr
+
+
+@pytest.mark.parametrize("name", ["lifespan", "thread_init", "thread_exit"])
+def test_in_an_ini_objects_have_no_name(name: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        serve_paste(demo_app, {"here": "/"}, **{name: "shop:connect"})
+    assert str(raised.value) == (
+        f"{name}: 'shop:connect' is a name, which the command alone looks up: give the function itself"
+    )

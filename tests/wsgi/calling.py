@@ -160,6 +160,7 @@ def make_environ(
         remote_port="4711",
         errors=errors or StringIO(),
         shutting_down=bool,
+        state=None,
     )
     body = body or BytesIO()
     environ = request_environ(base, request or make_request(), body, client_disconnected, print)

@@ -1,6 +1,7 @@
 """The only place where threads meet the loop: pool, input, output, wake-ups, the log's thread."""
 
 from waitress_async.bridge.async_body import AsyncBodies
+from waitress_async.bridge.background import BackgroundThread
 from waitress_async.bridge.callbacks import CallbackThread
 from waitress_async.bridge.executor import PoolExecutor, in_thread
 from waitress_async.bridge.input import Input
@@ -11,6 +12,7 @@ from waitress_async.bridge.wakeup import Wakeup
 
 __all__ = [
     "AsyncBodies",
+    "BackgroundThread",
     "CallbackThread",
     "Input",
     "LogThread",

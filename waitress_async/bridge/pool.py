@@ -37,7 +37,7 @@ class QueueFull(Exception):
 class _Worker(threading.Thread):
     def __init__(self, pool: Pool, number: int, *, spare: bool) -> None:
         run = pool._run_spare if spare else pool._run
-        super().__init__(target=run, name=f"{pool.name}-{number}", daemon=True)
+        super().__init__(target=pool._live, args=(run,), name=f"{pool.name}-{number}", daemon=True)
         self.pool = pool
         self.number = number
 
@@ -50,6 +50,16 @@ def _perform(task: Task) -> None:
             logger.exception("A task of the pool failed")
     finally:
         del task  # the traceback of an error that the task keeps has this frame
+
+
+def _call_hook(hook: Task | None, name: str) -> None:
+    if hook is None:
+        return
+    try:
+        hook()
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            logger.exception("Exception in %s", name)
 
 
 class Pool:
@@ -70,9 +80,21 @@ class Pool:
     """
 
     def __init__(
-        self, wakeup: Wakeup, *, name: str, threads: int, max_queue: float = math.inf, spares: int = 0
+        self,
+        wakeup: Wakeup,
+        *,
+        name: str,
+        threads: int,
+        max_queue: float = math.inf,
+        spares: int = 0,
+        thread_init: Task | None = None,
+        thread_exit: Task | None = None,
     ) -> None:
-        """Start `threads` threads named `name-1`, ... At most `max_queue` tasks wait for one of them."""
+        """Start `threads` threads named `name-1`, ... At most `max_queue` tasks wait for one of them.
+
+        Each thread, a spare too, calls `thread_init` before its first task, and `thread_exit` after its last.
+        What they raise is logged, and changes nothing; a thread stuck in one has not ended.
+        """
         self._wakeup = wakeup
         self.name = name
         self._wanted = threads
@@ -82,6 +104,8 @@ class Pool:
         self._held_back: deque[Task] = deque()  # bulky ones
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._max_queue = max_queue
+        self._thread_init = thread_init
+        self._thread_exit = thread_exit
         self._closed = False
         self._ended = asyncio.Event()
         self._lock = threading.Lock()  # of what follows
@@ -133,6 +157,12 @@ class Pool:
 
     # -- in the threads
 
+    def _live(self, run: Callable[[], None]) -> None:
+        _call_hook(self._thread_init, "thread_init")
+        run()
+        _call_hook(self._thread_exit, "thread_exit")
+        self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
+
     def _run_bulky(self, task: Task) -> None:
         try:
             task()
@@ -145,7 +175,6 @@ class Pool:
             if task is not None:
                 _perform(task)
             del task  # or the last request would live until the next one comes
-        self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
 
     def _run_spare(self) -> None:
         while not self._is_surplus():
@@ -158,7 +187,6 @@ class Pool:
             elif not self._is_promised():
                 break
             del task
-        self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
 
     def _keep_promise(self, task: Task) -> None:
         try:

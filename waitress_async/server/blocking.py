@@ -52,8 +52,8 @@ class BlockingServer:
 
         Returns when requests in flight are answered, at the latest after `graceful_timeout`; at once if it
         was closed or run before. Ctrl-C is no exception here, as in waitress. Raises OSError for a folder in
-        which temporary files cannot be made, SettingsError for a loop that is not installed, and RuntimeError
-        where a loop runs already.
+        which temporary files cannot be made, SettingsError for a loop that is not installed, LifespanError,
+        and RuntimeError where a loop runs already.
         """
         sockets = self._take()
         if sockets is None:

@@ -107,6 +107,7 @@ class HTTPProtocol(asyncio.Protocol):
             remote_port=ends.remote_port,
             errors=sys.stderr,
             shutting_down=runtime.connections.is_draining,
+            state=runtime.state,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge import Wakeup, in_thread
-from waitress_async.errors import ServerClosed, SettingsError
+from waitress_async.errors import ServerClosed
+from waitress_async.server.own_loop import own_loop
 from waitress_async.server.server import Server
 from waitress_async.server.systemd import Notifier
 from waitress_async.settings import Settings
@@ -25,8 +26,8 @@ def serve(app: WSGIApplication, **options: object) -> None:
 
     Makes a loop of its own (uvloop where it is installed). The first signal stops gracefully, a second
     one at once; a handler that the program has set for one of them stays. Raises SettingsError (a
-    ValueError), NotWSGIError (a TypeError), OSError, and RuntimeError where a loop runs already.
-    Configures no logging.
+    ValueError), NotWSGIError (a TypeError), OSError, LifespanError, and RuntimeError where a loop runs
+    already. Configures no logging.
     """
     options.pop("_quiet", None)  # of waitress, and written in many a script to have it configure no logging
     settings = Settings.from_keywords(**options)
@@ -53,13 +54,13 @@ def run(
     `is_program` says that the process ends with it: signals change nothing any more then.
 
     `notifier` is told how it goes, and closed. On SIGHUP certificates are loaded anew, and `reload()` is
-    called in a thread; it must not raise. Raises SettingsError for a loop that is not installed, OSError, and
-    RuntimeError where a loop runs already.
+    called in a thread; it must not raise. Raises SettingsError for a loop that is not installed, OSError,
+    LifespanError, and RuntimeError where a loop runs already.
     """
     _check_no_loop_runs()
     with (
         contextlib.closing(_Manager(notifier, settings)) as manager,
-        asyncio.Runner(loop_factory=_loop_factory(settings.loop)) as runner,
+        own_loop(server, settings) as runner,
         contextlib.suppress(KeyboardInterrupt),  # where signals cannot be handled, as on Windows, it ends so
     ):
         runner.run(_serve_until_signalled(server, manager, stop_signals, reload, is_program))
@@ -222,15 +223,3 @@ def _blocked(number: int) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name != "asyncio":
-        try:
-            import uvloop
-        except ImportError:
-            if name == "uvloop":
-                raise SettingsError("loop: uvloop is not installed") from None
-        else:
-            return uvloop.new_event_loop
-    return asyncio.new_event_loop

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from waitress_async.bridge import (
     AsyncBodies,
@@ -62,5 +62,6 @@ class Runtime:
     callbacks: CallbackThread
     async_bodies: AsyncBodies
     bulky: BulkyPaths
+    state: Any  # what the lifespan has yielded
     connections: Connections
     responses: int = 0  # sent whole

@@ -7,10 +7,12 @@ import contextlib
 import enum
 import logging
 import math
-from contextvars import copy_context
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from waitress_async.bridge import (
     AsyncBodies,
@@ -23,13 +25,14 @@ from waitress_async.bridge import (
     in_thread,
 )
 from waitress_async.buffers import BufferMemory, Spool, check_directory
-from waitress_async.errors import ServerClosed, SettingsError
+from waitress_async.errors import LifespanError, ServerClosed, SettingsError
 from waitress_async.http import DefaultFields, HeadEncoder, Limits, ProxiedAddresses
 from waitress_async.server.bulky import BulkyPaths
 from waitress_async.server.connections import Connections
 from waitress_async.server.deadlines import CutLog
 from waitress_async.server.encrypted import EncryptedProtocol
 from waitress_async.server.ends import ends_of
+from waitress_async.server.lifespan import Lifespan, error_of
 from waitress_async.server.listeners import (
     Address,
     Listener,
@@ -39,6 +42,7 @@ from waitress_async.server.listeners import (
     open_sockets,
     url_of,
 )
+from waitress_async.server.own_loop import serve_in_thread
 from waitress_async.server.protocol import HTTPProtocol
 from waitress_async.server.proxies import Proxies
 from waitress_async.server.runtime import Application, Runtime
@@ -54,6 +58,9 @@ _UNWIND_TIMEOUT: Final = 0.5
 
 # That of threads that are told to end, and have nothing to do.
 _END_TIMEOUT: Final = 0.1
+
+# The least that a lifespan has to be left, however late it is by then.
+_LEAVE_TIMEOUT: Final = 1.0
 
 # Time in seconds between the last accept and the closing of idle connections: requests that were sent by
 # then, but not read, are still served. At least so many turns of the loop, for one that is held up: to see an
@@ -72,7 +79,7 @@ class Phase(enum.Enum):
     """The life of a server. It only ever goes forward."""
 
     NEW = "not started"
-    STARTING = "its folder is tried, and its addresses are looked up"
+    STARTING = "its folder is tried, its addresses are looked up, and its lifespan is entered"
     READY = "serving"
     DRAINING = "what is under way is answered, and nothing more is accepted after drain_delay"
     ABORTING = "what is still under way is cut"
@@ -87,7 +94,7 @@ class Server:
             await server.serve_forever()
 
     It installs no signal handler, configures no logging, and never exits the process. Several servers
-    can share a loop. All methods are for the loop's thread but `request_stop`.
+    can share a loop. All methods are for the loop's thread but `request_stop`, `reload_tls` and `in_thread`.
     """
 
     _runtime: Runtime  # from the start on
@@ -95,19 +102,23 @@ class Server:
     def __init__(self, app: WSGIApplication, settings: Settings | None = None, /, **options: object) -> None:
         """`options` are settings by keyword; or give a `Settings`.
 
-        Raises SettingsError (a ValueError), and NotWSGIError (a TypeError) for what is no WSGI app.
+        Raises SettingsError (a ValueError), and NotWSGIError (a TypeError) for what is no WSGI app. Names of
+        objects ("shop:lifespan") are not looked up here: give the objects.
         """
         if settings is not None and options:
             raise TypeError("give a Settings or keywords, not both")
         check_application(app)
         self._app = app
         self._settings = settings or Settings.from_keywords(**options)
+        self._settings.check_loaded()
         self._opened: list[ListeningSocket] | None = None  # that nobody is accepted from yet
         self._announces = True  # where it serves
         self._phase = Phase.NEW
         self._wakeup: Wakeup | None = None  # from the beginning of the start on
         self._stop_requested = False
         self._start_over = asyncio.Event()
+        self._log_thread: LogThread | None = None  # from the start on
+        self._lifespan: Lifespan | None = None  # from the start on, if it has one
         self._tls: TLS | None = None  # from the start on, if it speaks it
         self._addresses: list[Address] = []
         self._stop_at = math.inf  # when a stop under way becomes an abort, in the loop's time
@@ -124,9 +135,10 @@ class Server:
         """Listen and serve.
 
         Raises OSError, which names the address that cannot be had, or the folder in which temporary files
-        cannot be made; and ServerClosed if the server was started or stopped before. Nothing is left open
-        then. Cancelled while it waits for the disk or the name service, it leaves a thread that ends when
-        the answer comes.
+        cannot be made; LifespanError, whose `__cause__` is what the lifespan raised; and ServerClosed if the
+        server was started or stopped before. Nothing is left open then, and a lifespan that was entered is
+        left again. Cancelled while it waits for the disk or the name service, it leaves a thread that ends
+        when the answer comes; while it enters the lifespan, it cancels that and waits for its end.
         """
         if self._phase is not Phase.NEW:
             raise ServerClosed("a server is started once")
@@ -138,7 +150,7 @@ class Server:
         try:
             self._runtime = runtime = await self._open(wakeup)
         except BaseException:
-            self._enter_stopped()
+            await self._give_up_start()
             raise
         self._phase = Phase.READY
         self._start_over.set()
@@ -161,15 +173,49 @@ class Server:
 
     async def _open(self, wakeup: Wakeup) -> Runtime:
         looked_up = await in_thread(wakeup, "waitress_async-start", self._prepare)
-        if self._phase is not Phase.STARTING:
-            raise ServerClosed("the server was stopped while it started")
+        self._check_starting()
+        self._log_thread = log = LogThread(wakeup)
+        context = await self._enter_lifespan()
         if self._opened is None:
             self._opened = open_sockets(self._settings, looked_up)
-        runtime = self._make_runtime(wakeup)
+        runtime = self._make_runtime(wakeup, log, context)
         sockets, self._opened = self._opened, None
         self._addresses = [listening.address for listening in sockets if not listening.redirects]
         runtime.connections.listen(sockets)
         return runtime
+
+    def _check_starting(self) -> None:
+        if self._phase is not Phase.STARTING:
+            raise ServerClosed("the server was stopped while it started")
+
+    async def _enter_lifespan(self) -> Context:
+        """Returns the context in which the app is to run."""
+        make = self._settings.lifespan
+        if make is None or isinstance(make, str):  # no name is left here
+            return copy_context()
+        self._log("Entering the lifespan")
+        self._lifespan = lifespan = Lifespan(make, self._lifespan_interrupted)
+        try:
+            await lifespan.wait_entered()
+        except LifespanError:
+            self._check_starting()
+            self._lifespan = None  # there is nothing to leave, and who starts the server is told
+            raise
+        self._check_starting()
+        return lifespan.context
+
+    def _lifespan_interrupted(self) -> asyncio.Event:
+        """Something else has cancelled it: a task group in it, or the end of asyncio.run()."""
+        if self._stopping is None:
+            self._logs.log(logging.WARNING, "The lifespan was cancelled: the server stops")
+            self._begin_stop(None)
+        return self._stopped
+
+    async def _give_up_start(self) -> None:
+        """Leave nothing of a start that has failed, or was stopped."""
+        if self._log_thread is not None:
+            await asyncio.shield(self._stopping or self._begin_stop(None))
+        self._enter_stopped()
 
     def _prepare(self) -> LookedUp:
         """What waits for the disk and the name service."""
@@ -177,7 +223,7 @@ class Server:
         self._tls = load_tls(self._settings)
         return look_up(self._settings) if self._opened is None else {}
 
-    def _make_runtime(self, wakeup: Wakeup) -> Runtime:
+    def _make_runtime(self, wakeup: Wakeup, log: LogThread, context: Context) -> Runtime:
         loop = asyncio.get_running_loop()
         settings = self._settings
         threads = settings.threads
@@ -190,11 +236,11 @@ class Server:
                 threads=threads,
                 max_queue=settings.max_queue,
                 spares=spares,
+                thread_init=_in_copy_of(context, settings.thread_init),
+                thread_exit=_in_copy_of(context, settings.thread_exit),
             )
             pools.callback(pool.close)
             disk = PoolExecutor(wakeup, name="waitress_async-disk", threads=_DISK_THREADS)
-            pools.callback(disk.pool.close)
-            log = LogThread(wakeup)
             pools.pop_all()
         spool = Spool(
             settings.tmp_dir,
@@ -231,7 +277,7 @@ class Server:
             default_fields=DefaultFields(settings.ident),
             application=Application(
                 self._app,
-                copy_context(),
+                context,
                 HeadEncoder(),
                 settings.expose_tracebacks,
                 tell_bulky=lambda path, is_bulky: wakeup.call(partial(bulky.note, path, is_bulky)),
@@ -247,6 +293,7 @@ class Server:
             callbacks=callbacks,
             async_bodies=async_bodies,
             bulky=bulky,
+            state=self.state,
             connections=Connections(
                 loop,
                 settings,
@@ -297,9 +344,24 @@ class Server:
             await in_thread(self._wakeup, "waitress_async-reload", self._tls.reload)
         except (OSError, SettingsError) as error:
             reason = getattr(error, "strerror", None) or error
-            self._runtime.log.log(logging.ERROR, "Certificates stay as they are: %s", reason)
+            self._logs.log(logging.ERROR, "Certificates stay as they are: %s", reason)
         else:
             self._log("Certificates are loaded anew, for new connections")
+
+    def in_thread(self) -> AbstractContextManager[Self]:
+        """Serve for as long as a block lasts, on a loop of its own in a thread of its own.
+
+            with Server(app, port=0).in_thread() as server:
+                print(server.url)
+
+        For any thread, also one with a loop. Within the block the server serves; after it the server is
+        stopped and its thread has ended. Ctrl-C while that is waited for cuts what is under way. The app
+        runs in a copy of the caller's context.
+
+        Entering raises what `start` does, and SettingsError for a loop that is not installed. Leaving raises
+        LifespanError, if nothing else is raised there.
+        """
+        return serve_in_thread(self, self._settings)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -309,9 +371,15 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+        if error is None:
+            self._raise_failure()
 
     async def serve_forever(self) -> None:
-        """Start if need be, and return when the server has stopped. Cancelling it stops the server."""
+        """Start if need be, and return when the server has stopped. Cancelling it stops the server.
+
+        Raises what `start` does; and LifespanError, when all has stopped, if the lifespan has failed
+        meanwhile or at its end. So does `async with` at the end of a block that raises nothing.
+        """
         if self._phase is Phase.NEW:
             await self.start()
         try:
@@ -319,6 +387,12 @@ class Server:
         except asyncio.CancelledError:
             await self.stop()
             raise
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        failure = None if self._lifespan is None else self._lifespan.failure
+        if failure is not None:
+            raise error_of("failed", failure, is_logged=True) from failure
 
     async def stop(self, timeout: float | None = None) -> None:
         """Stop: accept nothing more, finish what is under way, then cut what is left.
@@ -326,8 +400,9 @@ class Server:
         `timeout` in seconds is `graceful_timeout` by default; a call with a smaller one shortens a stop
         under way. Returns when no connection, thread (but one stuck in the app, which is named in the
         log), task or descriptor of the server is left. Calling it again, or before the start, is fine.
+        A lifespan that fails as it is left is told of in the log, and by `serve_forever`.
         """
-        if self._phase in (Phase.NEW, Phase.STARTING):
+        if self._is_stoppable_at_once:
             self._enter_stopped()
         elif self._phase is not Phase.STOPPED:
             await asyncio.shield(self._begin_stop(timeout))
@@ -343,10 +418,26 @@ class Server:
             self._wakeup.call(partial(self._stop_now, timeout))
 
     def _stop_now(self, timeout: float | None) -> None:
-        if self._phase is Phase.STARTING:
+        if self._is_stoppable_at_once:
             self._enter_stopped()
         elif self._phase is not Phase.STOPPED:
             self._begin_stop(timeout)
+
+    @property
+    def _is_stoppable_at_once(self) -> bool:
+        """Whether nothing would have to end yet, but for a start that looks whether it may go on."""
+        return self._phase is Phase.NEW or (self._phase is Phase.STARTING and self._lifespan is None)
+
+    @property
+    def is_lifespan_stuck(self) -> bool:
+        """Whether it has stopped, but for its lifespan, which goes on though it was cancelled."""
+        lifespan = self._lifespan
+        return self._phase is Phase.STOPPED and lifespan is not None and not lifespan.is_over
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan has yielded; None without one, and before. Any thread."""
+        return None if self._lifespan is None else self._lifespan.state
 
     # -- where it listens
 
@@ -391,13 +482,14 @@ class Server:
     # -- the stop
 
     def _begin_stop(self, timeout: float | None) -> asyncio.Task[None]:
-        loop = self._runtime.loop
+        loop = asyncio.get_running_loop()
         if timeout is None:
             timeout = self._settings.graceful_timeout
         if self._stopping is None:
+            is_ready = self._phase is Phase.READY
             self._stop_timeout = timeout
-            self._stop_at = loop.time() + self._settings.drain_delay + timeout
-            self._stopping = loop.create_task(self._stop())
+            self._stop_at = loop.time() + timeout + (self._settings.drain_delay if is_ready else 0)
+            self._stopping = loop.create_task(self._stop() if is_ready else self._stop_start())
         elif timeout < self._stop_timeout:
             self._stop_timeout = timeout
             self._stop_at = min(self._stop_at, loop.time() + timeout)
@@ -407,7 +499,6 @@ class Server:
         return self._stopping
 
     async def _stop(self) -> None:
-        runtime = self._runtime
         try:
             try:
                 await self._drain()
@@ -416,11 +507,51 @@ class Server:
             await self._unwind()
         finally:  # also when this task is cancelled, as by the end of asyncio.run()
             self._end_threads()
-            runtime.log.close()
+            self._enter_stopped()
+
+    async def _stop_start(self) -> None:
+        """The stop of a server that does not serve yet."""
+        self._phase = Phase.ABORTING
+        try:
+            await self._end_lifespan()
+            await self._end_log()
+        finally:
             self._enter_stopped()
 
     def _log(self, message: str, *args: object) -> None:
-        self._runtime.log.log(logging.INFO, message, *args)
+        self._logs.log(logging.INFO, message, *args)
+
+    @property
+    def _logs(self) -> LogThread:
+        assert self._log_thread is not None  # from the start on
+        return self._log_thread
+
+    async def _end_log(self) -> None:
+        self._logs.close()
+        await self._logs.wait_closed(_UNWIND_TIMEOUT)
+
+    async def _end_lifespan(self) -> None:
+        """Leave it, within what is left of the time for the stop, or cut it."""
+        lifespan = self._lifespan
+        if lifespan is None:
+            return
+        self._log("Leaving the lifespan" if lifespan.is_entered else "Cancelling the lifespan's start")
+        lifespan.end()
+        try:
+            least = asyncio.get_running_loop().time() + _LEAVE_TIMEOUT
+            async with asyncio.timeout_at(max(self._stop_at, least)) as self._deadline:
+                await lifespan.wait_over()
+        except TimeoutError:
+            self._logs.log(logging.WARNING, "The lifespan is cut: it does not end in time")
+            lifespan.cut()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(lifespan.wait_over(), _UNWIND_TIMEOUT)
+        finally:
+            self._deadline = None
+        if not lifespan.is_over:
+            self._logs.log(logging.WARNING, "The lifespan goes on though it was cut, and is left to itself")
+        if lifespan.failure is not None:
+            self._logs.log_exception(lifespan.failure, "The lifespan failed")
 
     async def _drain(self) -> None:
         """Let what is under way come to its end, until the deadline."""
@@ -500,15 +631,26 @@ class Server:
             runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), names)
         for name, stack in stuck:
             runtime.log.log(logging.WARNING, "%s is stuck here:\n%s", name, stack)
+        await self._end_lifespan()
         runtime.cuts.flush(math.inf)
         self._log("Stopped: %d response(s) sent since the stop began, %d connection(s) cut", *self._outcome)
-        runtime.log.close()
-        await runtime.log.wait_closed(_UNWIND_TIMEOUT)
+        await self._end_log()
 
     def _enter_stopped(self) -> None:
+        if self._lifespan is not None:
+            self._lifespan.end()
+        if self._log_thread is not None:
+            self._log_thread.close()
         for listening in self._opened or ():
             listening.close()
         self._opened = None
         self._phase = Phase.STOPPED
         self._start_over.set()
         self._stopped.set()
+
+
+def _in_copy_of(context: Context, hook: Callable[[], object] | str | None) -> Callable[[], object] | None:
+    """Calls `hook()` in a copy of the context, as the app is called. Any thread, several at a time."""
+    if hook is None or isinstance(hook, str):  # no name is left here
+        return None
+    return lambda: context.copy().run(hook)

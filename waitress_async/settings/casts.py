@@ -8,13 +8,18 @@ import re
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final, NewType
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, NewType
 
 # Permissions of a file, written in octal.
 Mode = NewType("Mode", int)
 
 # The beginning of a path, "" or "/" and no slash at the end.
 Prefix = NewType("Prefix", str)
+
+# What a program has done at its beginning and its end, on the loop; and in each of the app's threads.
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+ThreadHook = Callable[[], object]
 
 # A list of what holds no comma, such as addresses: commas separate too. None is the empty one.
 CommaList = NewType("CommaList", tuple[str, ...])
@@ -185,6 +190,23 @@ def to_ssl_context(value: object) -> ssl.SSLContext | None:
     return value
 
 
+def to_lifespan(value: object) -> Lifespan | str | None:
+    if hasattr(type(value), "__aenter__"):
+        raise ValueError(f"{value!r} is a context manager: give the function that makes it")
+    return to_hook(value)
+
+
+def to_hook(value: object) -> Callable[[], Any] | str | None:
+    """A function as it is, or the name of one, which is not looked for here."""
+    if value is None or value == "":
+        return None
+    if callable(value):
+        return value
+    if isinstance(value, str):
+        return value.strip()
+    raise ValueError(f"{value!r} is neither a function nor the name of one")
+
+
 CASTS: Final[dict[object, Callable[[object], object]]] = {
     bool: to_bool,
     int: to_int,
@@ -199,4 +221,6 @@ CASTS: Final[dict[object, Callable[[object], object]]] = {
     CommaList: to_comma_list,
     tuple[socket.socket, ...]: to_sockets,
     ssl.SSLContext | None: to_ssl_context,
+    Lifespan | str | None: to_lifespan,
+    ThreadHook | str | None: to_hook,
 }

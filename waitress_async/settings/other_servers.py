@@ -78,7 +78,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "uvicorn", ("env_file",), remark="set variables where the command is started, as by EnvironmentFile="
     ),
     Option("both", ("root_path",), "url_prefix"),
-    Option("uvicorn", ("interface", "lifespan", "ws", "http"), remark=_NO_ASGI),
+    Option("uvicorn", ("interface", "ws", "http"), remark=_NO_ASGI),
     Option(
         "gunicorn", ("paste", "paster"), remark="it is pserve's: use = egg:waitress-async in [server:main]"
     ),

@@ -104,6 +104,11 @@ def check_tls(
         raise SettingsError(f"client_verify cannot be {client_verify} without setting ca_certs")
 
 
+def check_lifespan(lifespan: object) -> None:
+    if lifespan in ("auto", "on", "off"):
+        raise ValueError(f"{lifespan!r} is uvicorn's, for ASGI apps: here it is a function, module:object")
+
+
 def check_printable(text: str | None) -> None:
     # These go into response headers and into environ, where a control character can split a line.
     if text is not None and not _PRINTABLE.fullmatch(text):

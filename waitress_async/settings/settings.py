@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from waitress_async.errors import SettingsError
-from waitress_async.settings.casts import CommaList, Mode, Prefix, Secret
+from waitress_async.settings.casts import CommaList, Lifespan, Mode, Prefix, Secret, ThreadHook
 from waitress_async.settings.command import COMMAND_DECLARATIONS
 from waitress_async.settings.declaration import (
     Declaration,
@@ -38,6 +38,7 @@ from waitress_async.settings.places import (
 from waitress_async.settings.rules import (
     check_exclusions,
     check_families,
+    check_lifespan,
     check_one_place,
     check_prefix,
     check_prefixes,
@@ -285,6 +286,18 @@ class Settings:
         help="Responses that go on from an async iterable; beyond it they are answered 503. 0 is any number.",
         section=_THREADS,
     )
+    thread_init: ThreadHook | str | None = setting(
+        None,
+        unit="module:object",
+        help="Function without arguments that each thread of the app calls when it starts.",
+        section=_THREADS,
+    )
+    thread_exit: ThreadHook | str | None = setting(
+        None,
+        unit="module:object",
+        help="Function without arguments that each thread of the app calls before it ends.",
+        section=_THREADS,
+    )
     ident: str | None = setting(
         "waitress_async",
         check=check_printable,
@@ -312,6 +325,15 @@ class Settings:
     expose_tracebacks: bool = setting(
         False,
         help="Put the traceback of a failed app into the answer. For development only.",
+        section=_APP,
+    )
+    lifespan: Lifespan | str | None = setting(
+        None,
+        check=check_lifespan,
+        unit="module:object",
+        help="Function without arguments that returns an async context manager. It is entered on the loop "
+        "before the server listens, and left after the last request; the app has what it yields as "
+        "waitress_async.state.",
         section=_APP,
     )
     inbuf_overflow: int = setting(
@@ -611,6 +633,30 @@ class Settings:
             keywords={name: Given(value, "keyword") for name, value in options.items()},
         )
         return cls.from_keywords(**{name: given[name].value for name in NAMES if name in given})
+
+    def load_objects(self, load: Callable[[str, str], Any]) -> Self:
+        """These settings, with the functions that they name: those of `load(name, setting)`.
+
+        Raises SettingsError for what is none.
+        """
+        loaded = {}
+        for key, name in self._names_of_objects.items():
+            loaded[key] = load(name, key)
+            if not callable(loaded[key]):
+                raise SettingsError(f"{key}: {name!r} is no function, but {loaded[key]!r}")
+        return replace(self, **loaded)
+
+    def check_loaded(self) -> None:
+        """Raise SettingsError if one of them is still the name of an object."""
+        for key, name in self._names_of_objects.items():
+            raise SettingsError(
+                f"{key}: {name!r} is a name, which the command alone looks up: give the function itself"
+            )
+
+    @property
+    def _names_of_objects(self) -> dict[str, str]:
+        values = {d.name: getattr(self, d.name) for d in DECLARATIONS if d.unit == "module:object"}
+        return {key: value for key, value in values.items() if isinstance(value, str)}
 
     @property
     def speaks_tls(self) -> bool:

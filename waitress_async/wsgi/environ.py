@@ -23,8 +23,12 @@ def base_environ(
     remote_port: str,
     errors: TextIO,
     shutting_down: Callable[[], bool],
+    state: Any,
 ) -> Environ:
-    """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours."""
+    """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours.
+
+    `state` is the program's own, the same object for all requests.
+    """
     return {
         "SERVER_NAME": server_name,
         "SERVER_PORT": server_port,
@@ -42,6 +46,7 @@ def base_environ(
         "wsgi.file_wrapper": ReadOnlyFileBasedBuffer,
         "wsgi.input_terminated": True,
         "waitress_async.shutting_down": shutting_down,
+        "waitress_async.state": state,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
     }
 
