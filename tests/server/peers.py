@@ -36,6 +36,7 @@ _OBJECTS = (
     "waitress.client_disconnected",
     "waitress_async.on_disconnect",
     "waitress_async.shutting_down",
+    "waitress_async.from_thread",
     "waitress_async.spool",
 )
 

@@ -150,6 +150,7 @@ def make_environ(
         remote_port="4711",
         errors=errors or StringIO(),
         shutting_down=bool,
+        from_thread=None,
     )
     body = body or BytesIO()
     environ = request_environ(base, request or make_request(), body, client_disconnected, print)

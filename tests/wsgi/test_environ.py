@@ -97,6 +97,7 @@ def test_every_key() -> None:
         "waitress.client_disconnected": gone,
         "waitress_async.on_disconnect": print,
         "waitress_async.shutting_down": bool,
+        "waitress_async.from_thread": None,
     }
     assert environ["wsgi.input"] is body
     assert environ["wsgi.errors"] is errors
@@ -335,6 +336,7 @@ def test_the_scheme_is_the_servers() -> None:
         remote_port="1",
         errors=StringIO(),
         shutting_down=bool,
+        from_thread=None,
     )
     assert base["wsgi.url_scheme"] == "https"
     assert (base["SERVER_NAME"], base["SERVER_PORT"], base["SERVER_SOFTWARE"]) == (

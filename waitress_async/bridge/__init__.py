@@ -1,4 +1,5 @@
-"""The only place where threads meet the loop: pool, input, output, wake-ups, the log's thread."""
+"""The only place where threads meet the loop: pool, input, output, wake-ups, the log's thread, calls
+from threads to the loop."""
 
 from waitress_async.bridge.callbacks import CallbackThread
 from waitress_async.bridge.executor import PoolExecutor, in_thread
@@ -6,6 +7,7 @@ from waitress_async.bridge.input import Input
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.output import Output, OutputStore, Piece
 from waitress_async.bridge.pool import Pool, QueueFull
+from waitress_async.bridge.portal import Portal, current_portal
 from waitress_async.bridge.wakeup import Wakeup
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "Piece",
     "Pool",
     "PoolExecutor",
+    "Portal",
     "QueueFull",
     "Wakeup",
+    "current_portal",
     "in_thread",
 ]

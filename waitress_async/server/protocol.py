@@ -103,6 +103,7 @@ class HTTPProtocol(asyncio.Protocol):
             remote_port=ends.remote_port,
             errors=sys.stderr,
             shutting_down=runtime.connections.is_draining,
+            from_thread=runtime.portal,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
@@ -388,9 +389,9 @@ class HTTPProtocol(asyncio.Protocol):
         try:
             if exchange.request.path in self._runtime.bulky:
                 exchange.is_bulky = True
-                self._runtime.pool.submit(exchange.run, bulky=True)
+                self._runtime.pool.submit(exchange, bulky=True)
             else:
-                self._runtime.pool.submit(exchange.run)
+                self._runtime.pool.submit(exchange)
         except QueueFull:
             self._refuse_busy("Too many requests wait to be served.", setting="max_queue")
         else:

@@ -8,7 +8,15 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from waitress_async.bridge import CallbackThread, LogThread, OutputStore, Pool, PoolExecutor, Wakeup
+from waitress_async.bridge import (
+    CallbackThread,
+    LogThread,
+    OutputStore,
+    Pool,
+    PoolExecutor,
+    Portal,
+    Wakeup,
+)
 from waitress_async.buffers import BufferMemory, Spool
 from waitress_async.http import DefaultFields, HeadEncoder, Limits
 from waitress_async.server.bulky import BulkyPaths
@@ -44,6 +52,7 @@ class Runtime:
     default_fields: DefaultFields
     application: Application
     wakeup: Wakeup
+    portal: Portal
     pool: Pool
     disk: PoolExecutor  # what waits for the disk
     spool: Spool

@@ -18,6 +18,7 @@ from waitress_async.bridge import (
     OutputStore,
     Pool,
     PoolExecutor,
+    Portal,
     Wakeup,
     in_thread,
 )
@@ -204,6 +205,9 @@ class Server:
         )
         memory = BufferMemory(settings.buffer_memory)
         callbacks = CallbackThread(wakeup, log)
+        portal = Portal(wakeup)
+        context = copy_context()
+        portal.install(context)
         bulky = BulkyPaths()
         cuts = CutLog(log)
         outputs = OutputStore(
@@ -228,12 +232,13 @@ class Server:
             default_fields=DefaultFields(settings.ident),
             application=Application(
                 self._app,
-                copy_context(),
+                context,
                 HeadEncoder(),
                 settings.expose_tracebacks,
                 tell_bulky=lambda path, is_bulky: wakeup.call(partial(bulky.note, path, is_bulky)),
             ),
             wakeup=wakeup,
+            portal=portal,
             pool=pool,
             disk=disk,
             spool=spool,
@@ -456,6 +461,7 @@ class Server:
         """Cut what is left."""
         self._phase = Phase.ABORTING
         self._deadline = None
+        self._runtime.portal.abort()
         self._runtime.connections.abort()
         self._runtime.connections.stop_sweeping()
 
@@ -481,6 +487,7 @@ class Server:
         runtime = self._runtime
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_UNWIND_TIMEOUT):
+                await runtime.portal.wait_closed()
                 await runtime.connections.wait_empty()
                 await self._wait_for_threads()
         self._end_threads()  # all that are not stuck
@@ -492,6 +499,8 @@ class Server:
             runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), names)
         for name, stack in stuck:
             runtime.log.log(logging.WARNING, "%s is stuck here:\n%s", name, stack)
+        if names := ", ".join(runtime.portal.names):
+            runtime.log.log(logging.WARNING, "Calls from threads that go on though cancelled: %s", names)
         runtime.cuts.flush(math.inf)
         self._log("Stopped: %d response(s) sent since the stop began, %d connection(s) cut", *self._outcome)
         runtime.log.close()

@@ -23,6 +23,7 @@ def base_environ(
     remote_port: str,
     errors: TextIO,
     shutting_down: Callable[[], bool],
+    from_thread: object,
 ) -> Environ:
     """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours."""
     return {
@@ -42,6 +43,7 @@ def base_environ(
         "wsgi.file_wrapper": ReadOnlyFileBasedBuffer,
         "wsgi.input_terminated": True,
         "waitress_async.shutting_down": shutting_down,
+        "waitress_async.from_thread": from_thread,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
     }
 
