@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors"},
     "loader": {"errors", "wsgi"},
     "sse": set(),
+    "from_thread": {"bridge"},
     "server": BELOW_SERVER,
     "cli": {*BELOW_SERVER, "loader", "server", "__init__"},
     "__init__": {"errors", "settings", "server"},
@@ -39,6 +40,7 @@ MODULES: dict[str, set[str]] = {
     "_thread": {"bridge"},
     "queue": {"bridge"},
     "concurrent": {"bridge/executor"},
+    "concurrent.futures.CancelledError": {"bridge/portal"},
     "concurrent.futures.Executor": {"bridge/executor", "buffers/spool"},  # a type, for it is given one
     "aiofiles": {"buffers/spool"},
     "multiprocessing": set(),

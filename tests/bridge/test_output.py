@@ -1572,6 +1572,41 @@ def test_it_is_told_in_a_copy_of_the_context_of_the_app(side: Side) -> None:
     assert number.get() == 0
 
 
+def test_the_loop_is_told_itself_where_that_is_wanted(side: Side) -> None:
+    """In the order in which they asked; whoever has been forgotten is not."""
+    made: list[str] = []
+    first, second, third = (partial(made.append, name) for name in ("first", "second", "third"))
+    for call in (first, second, third):
+        side.output.on_loss(call)
+    side.output.forget(second)
+    side.output.forget(second)  # twice is fine
+    assert made == []
+    side.output.close()
+    side.output.close()
+    assert made == ["first", "third"]
+    side.output.forget(first)
+    side.output.on_loss(second)
+    assert made == ["first", "third"]
+    side.turn()
+    assert made == ["first", "third", "second"]
+    assert side.told == []  # for a thread of the app's
+
+
+@pytest.mark.parametrize("end", [lambda output: output.finish(()), lambda output: output.abort()])
+def test_the_loop_is_not_told_when_the_response_has_ended_by_then(
+    side: Side, end: Callable[[Output], object]
+) -> None:
+    made: list[str] = []
+    before = partial(made.append, "before")
+    side.output.on_loss(before)
+    end(side.output)
+    side.output.on_loss(partial(made.append, "after"))
+    side.output.forget(before)
+    side.output.close()
+    side.turn()
+    assert made == []
+
+
 def test_a_callback_that_is_not_needed_is_not_kept(side: Side) -> None:
     """Nor is what hangs on it: a request and all of its environ."""
 

@@ -16,6 +16,7 @@ import pytest
 from tests.bridge.support import until
 from waitress_async.bridge import Pool, QueueFull, Wakeup
 from waitress_async.bridge import pool as pool_module
+from waitress_async.bridge.pool import current_task
 
 
 @pytest.fixture
@@ -824,3 +825,23 @@ async def test_a_bulky_task_that_fails_makes_room_for_the_next(caplog: pytest.Lo
     await until(ran.is_set)
     await close(pool)
     assert caplog.text.count("LookupError: on purpose") == 3
+
+
+@pytest.mark.parametrize("bulky", [False, True])
+async def test_a_thread_knows_what_it_runs(bulky: bool) -> None:
+    """As it was submitted, and for no longer than it runs."""
+    pool = make_pool(threads=2)
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.append(current_task())
+        own = threading.Thread(target=lambda: seen.append(current_task()))
+        own.start()
+        own.join()
+
+    pool.submit(look, bulky=bulky)
+    await until(lambda: len(seen) == 2)
+    assert seen == [look, None]
+    await until(lambda: all(thread.task is None for thread in pool._threads))
+    assert current_task() is None
+    await close(pool)

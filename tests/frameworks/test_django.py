@@ -14,19 +14,24 @@ from urllib.parse import urljoin
 import pytest
 import requests
 
-from tests.frameworks.command import TIMEOUT, Command, environment
+from tests.frameworks.command import ROOT, TIMEOUT, Command, environment
 
 PASSWORD = "correct horse battery staple"
 FILE = bytes(range(256)) * 2000
 
 URLS = """
 
+import asyncio
 import hashlib
 import sys
+import threading
 from pathlib import Path
 
 from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.utils.translation import get_language
 from django.views.decorators.csrf import csrf_exempt
+
+from waitress_async import from_thread
 
 
 def lines(request):
@@ -52,7 +57,15 @@ def fail(request):
     raise RuntimeError("on purpose")
 
 
-urlpatterns += [path(view.__name__, view) for view in (lines, file, upload, say, fail)]
+def awaited(request):
+    async def look():
+        await asyncio.sleep(0)
+        return JsonResponse({"thread": threading.current_thread().name, "language": get_language()})
+
+    return from_thread.run(look, timeout=30, cancel_on_disconnect=True)
+
+
+urlpatterns += [path(view.__name__, view) for view in (lines, file, upload, say, fail, awaited)]
 """
 
 SERVED = """
@@ -68,7 +81,7 @@ def manage(folder: Path, *arguments: str) -> None:
     subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**environment(), "DJANGO_SUPERUSER_PASSWORD": PASSWORD},
+        env={**environment(), "PYTHONPATH": str(ROOT), "DJANGO_SUPERUSER_PASSWORD": PASSWORD},
         check=True,
         stdout=subprocess.DEVNULL,
         timeout=TIMEOUT,
@@ -192,6 +205,12 @@ def test_an_upload_that_django_keeps_on_disk(url: str, session: requests.Session
     content = FILE * 6  # above FILE_UPLOAD_MAX_MEMORY_SIZE
     response = session.post(f"{url}/upload", files={"file": content}, timeout=TIMEOUT)
     assert response.json() == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_what_a_view_has_awaited_on_the_loop(url: str, session: requests.Session) -> None:
+    """In the view's context, which Django keeps its language in."""
+    answer = session.get(f"{url}/awaited", timeout=TIMEOUT)
+    assert answer.json() == {"thread": "MainThread", "language": "en-us"}
 
 
 def test_404_and_500(url: str, session: requests.Session, command: Command) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import cycle
@@ -16,6 +18,7 @@ from flask.typing import ResponseReturnValue
 
 from tests.conftest import RunningServer, ServeInThread
 from tests.wsgi.logs import Log
+from waitress_async import from_thread
 
 MIB = 1 << 20
 LINES = [f"line {number}: {'x' * (number % 90)}\n" for number in range(1000)]
@@ -57,6 +60,14 @@ def make_app(file: Path) -> Flask:
     @app.get("/page")
     def page() -> ResponseReturnValue:
         return "<p>A page</p>"
+
+    @app.get("/awaited")
+    def awaited() -> ResponseReturnValue:
+        async def look() -> dict[str, str]:
+            await asyncio.sleep(0)
+            return {"thread": threading.current_thread().name, "path": request.path}
+
+        return from_thread.run(look, timeout=30, cancel_on_disconnect=True)
 
     @app.get("/fail")
     def fail() -> ResponseReturnValue:
@@ -242,6 +253,11 @@ def test_a_stream_that_fails_is_seen_to_be_cut(
         session.get(server.url + "/fail-late", timeout=30)
     assert "on purpose, late" in log.take("ERROR waitress_async: Exception while serving /fail-late")
     assert session.get(server.url + "/page", timeout=30).status_code == 200
+
+
+def test_what_a_view_has_awaited_on_the_loop(server: RunningServer, get: Getter) -> None:
+    """In the view's context: Flask's `request` is there, too."""
+    assert get("/awaited").json() == {"thread": server.thread.name, "path": "/awaited"}
 
 
 def test_204(get: Getter) -> None:

@@ -37,6 +37,7 @@ _OBJECTS = (
     "waitress_async.on_disconnect",
     "waitress_async.stream",
     "waitress_async.shutting_down",
+    "waitress_async.from_thread",
     "waitress_async.spool",
 )
 

@@ -161,6 +161,7 @@ def make_environ(
         errors=errors or StringIO(),
         shutting_down=bool,
         state=None,
+        from_thread=None,
     )
     body = body or BytesIO()
     environ = request_environ(base, request or make_request(), body, client_disconnected, print)

@@ -98,6 +98,7 @@ def test_every_key() -> None:
         "waitress_async.on_disconnect": print,
         "waitress_async.shutting_down": bool,
         "waitress_async.state": None,
+        "waitress_async.from_thread": None,
     }
     assert environ["wsgi.input"] is body
     assert environ["wsgi.errors"] is errors
@@ -337,6 +338,7 @@ def test_the_scheme_is_the_servers() -> None:
         errors=StringIO(),
         shutting_down=bool,
         state=None,
+        from_thread=None,
     )
     assert base["wsgi.url_scheme"] == "https"
     assert (base["SERVER_NAME"], base["SERVER_PORT"], base["SERVER_SOFTWARE"]) == (

@@ -1,4 +1,5 @@
-"""The only place where threads meet the loop: pool, input, output, wake-ups, the log's thread."""
+"""The only place where threads meet the loop: pool, input, output, wake-ups, the log's thread, calls
+from threads to the loop."""
 
 from waitress_async.bridge.async_body import AsyncBodies
 from waitress_async.bridge.background import BackgroundThread
@@ -8,6 +9,7 @@ from waitress_async.bridge.input import Input
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.output import Output, OutputStore, Piece
 from waitress_async.bridge.pool import Pool, QueueFull
+from waitress_async.bridge.portal import Portal, current_portal
 from waitress_async.bridge.wakeup import Wakeup
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "Piece",
     "Pool",
     "PoolExecutor",
+    "Portal",
     "QueueFull",
     "Wakeup",
+    "current_portal",
     "in_thread",
 ]

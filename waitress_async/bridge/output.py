@@ -65,7 +65,6 @@ class Output:
     __slots__ = (
         "_announced",
         "_async_body",
-        "_callbacks",
         "_chunks",
         "_closed",
         "_counted",
@@ -74,6 +73,7 @@ class Output:
         "_has_region",
         "_last",
         "_lock",
+        "_on_loss",
         "_on_ready",
         "_revoked",
         "_ring",
@@ -118,7 +118,7 @@ class Output:
         self._finished = False
         self._closed = False
         self._async_body: AsyncBody | None = None  # where the rest comes from
-        self._callbacks: list[Callable[[], object]] | None = None  # of the app, for when the client leaves
+        self._on_loss: list[Callable[[], object]] | None = None  # for when the client leaves
         self._started = False  # a thread is about to call the app, or has
         self._revoked = False  # none will
 
@@ -318,7 +318,7 @@ class Output:
                 if self._ring is not None and not self._ring.unsent:
                     ring = self._ring
             self._finished = True
-            self._callbacks = None
+            self._on_loss = None
             if self._drained is not None:
                 self._drained.notify_all()
             self._announce()
@@ -373,16 +373,28 @@ class Output:
         In a thread that is not the app's, in a copy of the caller's context; at once if the client has left
         already. Any thread.
         """
-        call = partial(copy_context().run, callback)
+        self.on_loss(partial(self._store.tell, partial(copy_context().run, callback)))
+
+    def on_loss(self, call: Callable[[], object]) -> None:
+        """Have `call()` made once, on the loop, if the client leaves before the response is complete, or has.
+
+        Any thread.
+        """
         with self._lock:
             if self._finished:
                 return
             if not self._closed:
-                if self._callbacks is None:
-                    self._callbacks = []
-                self._callbacks.append(call)
+                if self._on_loss is None:
+                    self._on_loss = []
+                self._on_loss.append(call)
                 return
-        self._wakeup.call(partial(self._store.tell, call))
+        self._wakeup.call(call)
+
+    def forget(self, call: Callable[[], object]) -> None:
+        """Have `call()` not made any more, if it has not been. Any thread."""
+        with self._lock:
+            if self._on_loss is not None:
+                self._on_loss = [one for one in self._on_loss if one != call]
 
     def abort(self) -> None:
         """Nothing more will come, and what came is not the whole."""
@@ -438,7 +450,7 @@ class Output:
             self.aborted = body.aborted
             with self._lock:
                 self._finished = True
-                self._callbacks = None
+                self._on_loss = None
         return list(taken), last
 
     def _first(self, limit: int) -> list[Piece]:
@@ -513,14 +525,14 @@ class Output:
                 self._drained.notify_all()
             ring = self._ring
             async_body, self._async_body = self._async_body, None
-            callbacks, self._callbacks = self._callbacks, None
+            calls, self._on_loss = self._on_loss, None
         _close_regions(unwanted)
         if ring is not None:
             ring.close()
         if async_body is not None:
             async_body.close()
-        for callback in callbacks or ():
-            self._store.tell(callback)
+        for call in calls or ():
+            call()
 
 
 def _size_in_memory(pieces: Sequence[Piece]) -> int:

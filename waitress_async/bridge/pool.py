@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Final
+from typing import Final, cast
 
 from waitress_async.bridge.wakeup import Wakeup
 
@@ -40,16 +40,29 @@ class _Worker(threading.Thread):
         super().__init__(target=pool._live, args=(run,), name=f"{pool.name}-{number}", daemon=True)
         self.pool = pool
         self.number = number
+        self.task: Task | None = None  # that it runs
+
+    def perform(self, task: Task) -> None:
+        """Run it."""
+        self.task = task
+        try:
+            task()
+        except BaseException:  # a defect of ours: tasks answer for their app's errors themselves
+            with contextlib.suppress(BaseException):  # a log handler may be what failed
+                logger.exception("A task of the pool failed")
+        finally:
+            self.task = None
+            del task  # the traceback of an error that the task keeps has this frame
 
 
-def _perform(task: Task) -> None:
-    try:
-        task()
-    except BaseException:  # a defect of ours: tasks answer for their app's errors themselves
-        with contextlib.suppress(BaseException):  # a log handler may be what failed
-            logger.exception("A task of the pool failed")
-    finally:
-        del task  # the traceback of an error that the task keeps has this frame
+def current_task() -> Task | None:
+    """What the calling thread runs for its pool, as it was submitted; None in threads of others."""
+    thread = threading.current_thread()
+    return thread.task if isinstance(thread, _Worker) else None
+
+
+def _this_worker() -> _Worker:
+    return cast(_Worker, threading.current_thread())
 
 
 def _call_hook(hook: Task | None, name: str) -> None:
@@ -164,26 +177,29 @@ class Pool:
         self._wakeup.call(partial(self._thread_ended, threading.current_thread()))
 
     def _run_bulky(self, task: Task) -> None:
+        _this_worker().task = task
         try:
             task()
         finally:
             self._wakeup.call(self._bulky_ended)
 
     def _run(self) -> None:
+        perform = _this_worker().perform
         get = self._queue.get
         while (task := get()) is not None or self._is_promised():
             if task is not None:
-                _perform(task)
+                perform(task)
             del task  # or the last request would live until the next one comes
 
     def _run_spare(self) -> None:
+        perform = _this_worker().perform
         while not self._is_surplus():
             try:
                 task = self._queue.get(timeout=_SPARE_LOOKS)
             except Empty:
                 continue
             if task is not None:
-                _perform(task)
+                perform(task)
             elif not self._is_promised():
                 break
             del task

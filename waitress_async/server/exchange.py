@@ -1,4 +1,4 @@
-"""One request with its response. Made on the loop; `run` is called by a pool thread."""
+"""One request with its response. Made on the loop, called by a pool thread."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Exchange:
         """Whether the app reads the body while it comes."""
         return isinstance(self.body, Input)
 
-    def run(self) -> None:
+    def __call__(self) -> None:
         """Call the app. In a pool thread; the body is complete, or streamed."""
         body = self.body
         output = self.output

@@ -108,6 +108,7 @@ class HTTPProtocol(asyncio.Protocol):
             errors=sys.stderr,
             shutting_down=runtime.connections.is_draining,
             state=runtime.state,
+            from_thread=runtime.portal,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
@@ -401,9 +402,9 @@ class HTTPProtocol(asyncio.Protocol):
         try:
             if runtime.bulky and exchange.request.path in runtime.bulky:
                 exchange.is_bulky = True
-                runtime.pool.submit(exchange.run, bulky=True)
+                runtime.pool.submit(exchange, bulky=True)
             else:
-                runtime.pool.submit(exchange.run)
+                runtime.pool.submit(exchange)
         except QueueFull:
             self._refuse_busy("Too many requests wait to be served.", setting="max_queue")
         else:

@@ -15,6 +15,7 @@ from waitress_async.bridge import (
     OutputStore,
     Pool,
     PoolExecutor,
+    Portal,
     Wakeup,
 )
 from waitress_async.buffers import BufferMemory, Spool
@@ -52,6 +53,7 @@ class Runtime:
     default_fields: DefaultFields
     application: Application
     wakeup: Wakeup
+    portal: Portal
     pool: Pool
     disk: PoolExecutor  # what waits for the disk
     spool: Spool

@@ -21,6 +21,7 @@ from waitress_async.bridge import (
     OutputStore,
     Pool,
     PoolExecutor,
+    Portal,
     Wakeup,
     in_thread,
 )
@@ -228,6 +229,8 @@ class Server:
         settings = self._settings
         threads = settings.threads
         spares = _SPARES * threads if settings.spare_threads is None else settings.spare_threads
+        portal = Portal(wakeup)
+        portal.install(context)  # before a thread calls a hook in it
         pools = contextlib.ExitStack()  # what is left running if one of them cannot be made
         with pools:
             pool = Pool(
@@ -283,6 +286,7 @@ class Server:
                 tell_bulky=lambda path, is_bulky: wakeup.call(partial(bulky.note, path, is_bulky)),
             ),
             wakeup=wakeup,
+            portal=portal,
             pool=pool,
             disk=disk,
             spool=spool,
@@ -592,6 +596,7 @@ class Server:
         """Cut what is left."""
         self._phase = Phase.ABORTING
         self._deadline = None
+        self._runtime.portal.abort()
         self._runtime.connections.abort()
         self._runtime.connections.stop_sweeping()
 
@@ -617,6 +622,7 @@ class Server:
         runtime = self._runtime
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_UNWIND_TIMEOUT):
+                await runtime.portal.wait_closed()
                 await runtime.connections.wait_empty()
                 await self._wait_for_threads()
                 await runtime.async_bodies.wait_closed()
@@ -631,6 +637,8 @@ class Server:
             runtime.log.log(logging.WARNING, "%d thread(s) still running: %s", len(stuck), names)
         for name, stack in stuck:
             runtime.log.log(logging.WARNING, "%s is stuck here:\n%s", name, stack)
+        if names := ", ".join(runtime.portal.names):
+            runtime.log.log(logging.WARNING, "Calls from threads that go on though cancelled: %s", names)
         await self._end_lifespan()
         runtime.cuts.flush(math.inf)
         self._log("Stopped: %d response(s) sent since the stop began, %d connection(s) cut", *self._outcome)

@@ -24,6 +24,7 @@ def base_environ(
     errors: TextIO,
     shutting_down: Callable[[], bool],
     state: Any,
+    from_thread: object,
 ) -> Environ:
     """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours.
 
@@ -47,6 +48,7 @@ def base_environ(
         "wsgi.input_terminated": True,
         "waitress_async.shutting_down": shutting_down,
         "waitress_async.state": state,
+        "waitress_async.from_thread": from_thread,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
     }
 
