@@ -19,6 +19,7 @@ from waitress_async.buffers import BufferMemory
 from waitress_async.http import ProxiedAddresses
 from waitress_async.server.deadlines import CutLog, sweep_interval
 from waitress_async.server.descriptors import connection_limit
+from waitress_async.server.heap import Heap
 from waitress_async.server.listeners import Address, Listener, ListeningSocket, format_address
 from waitress_async.server.peer_state import has_input
 from waitress_async.server.proxy_protocol import ProxyProtocol
@@ -101,6 +102,7 @@ class Connections:
         log: LogThread,
         cuts: CutLog,
         memory: BufferMemory,
+        heap: Heap,
         tls: TLS | None,
         make_protocol: Callable[[Address, Listener, ProxiedAddresses | None], HTTPProtocol],
     ) -> None:
@@ -111,6 +113,7 @@ class Connections:
         self._log = log
         self._cuts = cuts
         self._memory = memory
+        self._heap = heap
         self._limit = connection_limit(settings, log)
         self._hosts: Counter[str] = Counter()  # connections by address of the client
         self._proxy_protocol = ProxyProtocol(settings)
@@ -407,12 +410,13 @@ class Connections:
                 protocol.sweep(self.clock, elapsed)
             self._cut_late_arrivals()
             self._cuts.flush(self.clock)
+            self._heap.sweep(self.clock)
             if self._closes_idle:
                 self.close_idle()
             if self.full and not self._evict():
                 self._tell_full()
         finally:
-            if len(self) or self._cuts.owes_lines:
+            if len(self) or self._cuts.owes_lines or self._heap.awaits_trim:
                 self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
 
     def _cut_late_arrivals(self) -> None:

@@ -33,6 +33,7 @@ from waitress_async.server.connections import Connections
 from waitress_async.server.deadlines import CutLog
 from waitress_async.server.encrypted import EncryptedProtocol
 from waitress_async.server.ends import ends_of
+from waitress_async.server.heap import Heap
 from waitress_async.server.lifespan import Lifespan, error_of
 from waitress_async.server.listeners import (
     Address,
@@ -304,6 +305,7 @@ class Server:
                 log,
                 cuts,
                 memory,
+                Heap(memory, disk.submit),
                 self._tls,
                 self._make_protocol,
             ),
