@@ -1622,3 +1622,18 @@ def test_a_callback_that_is_not_needed_is_not_kept(side: Side) -> None:
     side.output.finish(())
     gc.collect()
     assert alive() is None
+
+
+def test_hints_wait_for_the_loop_and_are_bounded(side: Side) -> None:
+    side.output.head = None  # as before `begin`
+    block = b"h" * 32_768
+    for _ in range(2):
+        side.output.hint(block)
+    with pytest.raises(ValueError, match="early hints"):
+        side.output.hint(block)
+    assert (side.output.hints, side.output.take(100)) == (2 * block, ([], False))
+    assert (side.output.take_hints(), side.output.hints) == (2 * block, b"")
+    side.output.hint(block)
+    side.output.close()
+    side.output.hint(block)
+    assert side.output.take_hints() == block

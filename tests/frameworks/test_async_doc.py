@@ -33,6 +33,14 @@ def test_streams(serve_in_thread: ServeInThread) -> None:
         assert answer.body == b"".join(sse.event(f"hats {number}", id=str(number)) for number in range(3))
 
 
+def test_early_hints(serve_in_thread: ServeInThread) -> None:
+    server = serve_in_thread(examples()["page"], threads=1)
+    with Client(server.address) as client:
+        hints = client.get("/")
+        assert (hints.status, hints.headers) == (103, {"link": "</shop.css>; rel=preload; as=style"})
+        assert client.receive().body.endswith(b"hats")
+
+
 def test_a_channel(serve_in_thread: ServeInThread) -> None:
     names = examples()
     server = serve_in_thread(names["chat"], threads=1, graceful_timeout=0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from waitress_async.errors import LocalProtocolError
 from waitress_async.http import (
     Connection,
     DefaultFields,
@@ -403,3 +404,27 @@ class TestDefaultFields:
     def test_ident_refused(self, ident: str) -> None:
         with pytest.raises(ValueError, match="ident"):
             DefaultFields(ident)
+
+
+class TestHints:
+    def test_a_whole_response(self) -> None:
+        encoder = HeadEncoder()
+        expected = b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\nLink: <\xe9>\r\n\r\n"
+        for _ in range(2):
+            assert encoder.encode_hints(iter([("Link", "<a>"), ("Link", "<\xe9>")])) == expected
+
+    @pytest.mark.parametrize(
+        "header", [("Link", "a\r\nb"), ("a b", "1"), ("Connection", "close"), ("Content-Length", "0")]
+    )
+    def test_what_is_not_allowed(self, header: tuple[str, str]) -> None:
+        with pytest.raises(ValueError, match=r"header|Content-Length"):
+            HeadEncoder().encode_hints([header])
+
+    def test_they_are_sent_before_the_response_and_not_to_http_1_0(self) -> None:
+        hints = HeadEncoder().encode_hints([("Link", "<a>")])
+        connection = connection_after("GET / HTTP/1.1", "Host: a")
+        assert connection.send_hints(hints) == hints
+        connection.send_response(HeadEncoder().encode("200 OK", []), b"", 5)
+        with pytest.raises(LocalProtocolError):
+            connection.send_hints(hints)
+        assert connection_after("GET / HTTP/1.0").send_hints(hints) == b""

@@ -35,6 +35,7 @@ _OBJECTS = (
     "wsgi.errors",
     "waitress.client_disconnected",
     "waitress_async.on_disconnect",
+    "wsgi.early_hints",
     "waitress_async.stream",
     "waitress_async.shutting_down",
     "waitress_async.from_thread",

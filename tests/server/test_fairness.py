@@ -60,11 +60,15 @@ class Endless:
         self.length: int | None = None
         self.aborted = False
         self.goes_on = False
+        self.hints = b""
         self.asked = 0
 
     def take(self, limit: int) -> tuple[list[Piece], bool]:
         self.asked += 1
         return [bytes(1_000)], False
+
+    def take_hints(self) -> bytes:
+        return b""
 
     def sent(self, region: FileRegion) -> None:
         pass

@@ -46,10 +46,15 @@ class RecordingSink:
     client_leaves_after: int | None = None  # calls of `write`
     head: ResponseHead | None = None
     length: int | None = None
+    hints: list[bytes] = field(default_factory=list)
     chunks: list[bytes] = field(default_factory=list)
     file: HandedOver | None = None
     calls: list[str] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
+
+    def hint(self, response: bytes) -> None:
+        self._note("hint", wanted=self.head is None)
+        self.hints.append(response)
 
     def begin(self, head: ResponseHead, length: int | None) -> None:
         self._note("begin", wanted=self.head is None)

@@ -30,6 +30,9 @@ _JOIN_CHUNKS: Final = 64
 # Of what is on disk, taken at a time: room is made for the app in such steps.
 _REGION: Final = 1_048_576
 
+# Early hints that may wait for the client, in bytes.
+_HINTS: Final = 65_536
+
 # A whole response up to this size is not worth counting, nor one up to the other worth storing when
 # memory is short.
 _UNCOUNTED: Final = 4_096
@@ -88,6 +91,7 @@ class Output:
         "aborted",
         "goes_on",
         "head",
+        "hints",
         "length",
         "overflowed",
     )
@@ -96,6 +100,7 @@ class Output:
         """`on_ready` is called on the loop when there is something to take."""
         self.head: ResponseHead | None = None
         self.length: int | None = None  # of the body, where it is known and the head does not say it
+        self.hints = b""  # whole 103 (Early Hints) responses, which come before the head
         self.aborted = False  # what was written is all there is, and is not the whole
         self.overflowed = False  # some of it went to disk
         self.goes_on = False  # it may be long before the next of the body comes, and the head need not wait
@@ -129,6 +134,17 @@ class Output:
         with self._lock:
             self._started = not self._revoked
             return self._started
+
+    def hint(self, response: bytes) -> None:
+        """Hand over a 103 (Early Hints) response, for before the head. Raises ValueError for too many bytes
+        that have not been taken."""
+        with self._lock:
+            if self._closed or self.head is not None:
+                return
+            if len(self.hints) + len(response) > _HINTS:
+                raise ValueError(f"more than {_HINTS} bytes of early hints wait to be sent")
+            self.hints += response
+            self._announce()
 
     def begin(self, head: ResponseHead, length: int | None) -> None:
         """Set the head. It crosses with the first of the body."""
@@ -443,6 +459,12 @@ class Output:
             if taken or more or self._async_body is None:
                 return taken, self._finished and not more
         return self._take_async(self._async_body)
+
+    def take_hints(self) -> bytes:
+        """The hints that were not taken yet."""
+        with self._lock:
+            hints, self.hints = self.hints, b""
+            return hints
 
     def _take_async(self, body: AsyncBody) -> tuple[list[Piece], bool]:
         taken, last = body.take()

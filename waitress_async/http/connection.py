@@ -178,6 +178,12 @@ class Connection:
         self._continue_owed = False
         return b"" if len(self._buffer) else b"HTTP/1.1 100 Continue\r\n\r\n"
 
+    def send_hints(self, response: bytes) -> bytes:
+        """A whole 103 (Early Hints) response, or nothing for a client of HTTP/1.0 (RFC 9110 section 15.2)."""
+        if self.sending is not _IDLE:
+            raise LocalProtocolError("early hints come before the response")
+        return response if self._request is not None and self._request.http_11 else b""
+
     def send_response(self, head: ResponseHead, default_fields: bytes, length: int | None = None) -> bytes:
         """Begin the response, and decide its framing (RFC 9112 sections 6.3 and 9.3).
 

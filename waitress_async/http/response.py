@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Final
@@ -97,6 +97,20 @@ class HeadEncoder:
         return ResponseHead(
             code, status_line, b"".join(lines), content_length, has_date, has_server, code not in _NO_BODY
         )
+
+    def encode_hints(self, headers: Iterable[tuple[str, str]]) -> bytes:
+        """Check and encode a whole 103 (Early Hints) response (RFC 8297). Any thread.
+
+        Raises as `encode` does, and ValueError for a Content-Length (RFC 9110 section 8.6).
+        """
+        lines = [b"HTTP/1.1 103 Early Hints\r\n"]
+        for header in headers:
+            name, line = self._encode_field(header)
+            if name == "content-length":
+                raise ValueError("early hints must not have a Content-Length")
+            lines.append(line)
+        lines.append(b"\r\n")
+        return b"".join(lines)
 
     def _encode_status(self, status: str) -> tuple[int, bytes]:
         if not isinstance(status, str):

@@ -36,11 +36,15 @@ class Source(Protocol):
     head: ResponseHead | None  # None only if it is aborted before it began
     length: int | None  # of the body, where it is known and the head does not say it
     aborted: bool  # what it gave is all there is, and is not the whole
+    hints: bytes  # whole 103 (Early Hints) responses, for before the head
     goes_on: bool  # it may be long before the next of the body comes, and the head need not wait
 
     def take(self, limit: int) -> tuple[list[Piece], bool]:
         """The next of the body, of about `limit` bytes, and whether it is the last. Nothing at all, and
         not the last: `Sender.pump` will be called when there is more. A piece of a file comes alone."""
+
+    def take_hints(self) -> bytes:
+        """The hints that were not taken yet."""
 
     def sent(self, region: FileRegion) -> None:
         """A piece of a file has been sent."""
@@ -119,9 +123,12 @@ class Sender:
             if self.paused or self._file_task is not None or self._transport.is_closing():
                 return
             pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
-            if not pieces and not last and (self._head_sent or not source.goes_on):
-                return
             segments: list[bytes | memoryview] = []
+            if not self._head_sent and source.hints:
+                segments.append(connection.send_hints(source.take_hints()))
+            if not pieces and not last and (self._head_sent or not source.goes_on):
+                self._write(segments)
+                return
             if not self._head_sent and source.head is not None:
                 self._head_sent = True
                 head = source.head

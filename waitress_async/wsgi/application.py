@@ -53,6 +53,9 @@ _NOT_ALLOWED: Final = (
 class Sink(Protocol):
     """Where a response goes. `begin` once, `write` any number of times, then `finish` or `abort` once."""
 
+    def hint(self, response: bytes) -> None:
+        """Send a whole 103 (Early Hints) response, before the head. Raises ValueError when it is too much."""
+
     def begin(self, head: ResponseHead, length: int | None) -> None:
         """Set the head, and the body's length where it is known and the head does not say it."""
 
@@ -101,6 +104,7 @@ def run_application(
     """
     response = _Response(environ, sink, encoder)
     environ["waitress_async.stream"] = response.go_on_with
+    environ["wsgi.early_hints"] = response.hint
     result: Iterable[bytes] | None = None
     try:
         result = app(environ, response.start_response)
@@ -219,6 +223,16 @@ class _Response:
             _reserve_stack(_WRITE_DEPTH)
             self._begin(None)
             self._write(data)
+
+    def hint(self, headers: Iterable[tuple[str, str]]) -> None:
+        """environ["wsgi.early_hints"]: tell the client what it will need, before the response (RFC 8297).
+
+        Without effect when the response has begun, and for a client of HTTP/1.0. Raises TypeError and
+        ValueError as `start_response` does, and ValueError for a Content-Length and for what is too much.
+        """
+        response = self._encoder.encode_hints(headers)
+        if self.phase is _HEAD:
+            self._sink.hint(response)
 
     def go_on_with(self, iterable: AsyncIterable[bytes]) -> None:
         """environ["waitress_async.stream"]: have what `iterable` yields follow what the app returns.
