@@ -1,4 +1,4 @@
-"""This tree beside another one of its history: ``python benchmarks/trees.py REVISION``. README.md says how."""
+"""This tree beside another of its history: ``python benchmarks/trees.py REVISION``. README.md says how."""
 
 import argparse
 import subprocess
