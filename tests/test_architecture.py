@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "loader": {"errors", "wsgi"},
     "sse": set(),
     "from_thread": {"bridge"},
+    "types": {"buffers", "from_thread"},
     "server": BELOW_SERVER,
     "cli": {*BELOW_SERVER, "loader", "server", "__init__"},
     "__init__": {"errors", "settings", "server"},

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from functools import partial
 
 import pytest
 
 from tests.bridge.support import CountingLoop, until
 from waitress_async.bridge import Wakeup
+
+VARIABLE: ContextVar[str] = ContextVar("VARIABLE")
 
 
 def in_threads(number: int, run: Callable[[int], object]) -> None:
@@ -166,3 +169,18 @@ def test_on_a_closed_loop_it_does_nothing() -> None:
         wakeup.call(partial(made.append, number))
     in_threads(2, lambda number: wakeup.call(partial(made.append, number)))
     assert made == []
+
+
+async def test_calls_are_made_in_no_context_of_a_thread() -> None:
+    """What watches a socket would keep an app's variables for as long as it does."""
+    seen: list[int] = []
+
+    def ask(_thread: int) -> None:
+        VARIABLE.set("the app's own")
+        wakeup.call(lambda: seen.append(len(copy_context())))
+
+    wakeup = Wakeup(asyncio.get_running_loop())
+    for _ in range(2):
+        in_threads(1, ask)
+        await until(lambda: bool(seen))
+        assert seen.pop() == 0

@@ -40,6 +40,7 @@ _OBJECTS = (
     "waitress_async.shutting_down",
     "waitress_async.from_thread",
     "waitress_async.spool",
+    "waitress_async.body",
 )
 
 

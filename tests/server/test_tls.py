@@ -653,6 +653,7 @@ def test_many_half_handshakes_harm_nobody(
         assert count(server) == 202
         eventually(lambda: count(server) == 2, "they are cut, and no others")
         assert first.get().status == 200
+    eventually(lambda: lines.texts, "the log's thread has said so")
     assert 1 <= len(lines.texts) <= 10
     assert all(re.match(OF_HANDSHAKES, line) for line in lines.texts)
 

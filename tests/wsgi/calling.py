@@ -18,6 +18,8 @@ from waitress_async.wsgi import Environ, add_complete_body, base_environ, reques
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
 
+EMPTY = object()  # what stands for the reader of a request without a body
+
 TEXT = [("Content-Type", "text/plain")]
 
 
@@ -167,6 +169,7 @@ def make_environ(
         shutting_down=bool,
         state=None,
         from_thread=None,
+        empty_body=EMPTY,
     )
     body = body or BytesIO()
     environ = request_environ(base, request or make_request(), body, client_disconnected, print)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.wsgi.calling import RecordingSink, make_environ, make_request
+from tests.wsgi.calling import EMPTY, RecordingSink, make_environ, make_request
 from waitress_async.buffers import SpooledBody
 from waitress_async.http import (
     END_OF_MESSAGE,
@@ -99,6 +99,7 @@ def test_every_key() -> None:
         "waitress_async.shutting_down": bool,
         "waitress_async.state": None,
         "waitress_async.from_thread": None,
+        "waitress_async.body": None,
     }
     assert environ["wsgi.input"] is body
     assert environ["wsgi.errors"] is errors
@@ -257,11 +258,17 @@ def test_a_request_without_a_body_has_an_empty_one_to_keep(tmp_path: Path) -> No
     assert (tmp_path / "kept").read_bytes() == b""
 
 
+def test_a_request_without_a_body_has_an_empty_one_to_read_on_the_loop() -> None:
+    assert environ_of("GET / HTTP/1.1\nHost: a")["waitress_async.body"] is EMPTY
+
+
 def test_a_chunked_body_that_is_not_complete_has_no_length() -> None:
     environ = make_environ(make_request("POST"), BytesIO(b"some"))
-    add_streamed_body(environ)
+    reader = object()
+    add_streamed_body(environ, reader)
     assert "CONTENT_LENGTH" not in environ
     assert environ["waitress_async.spool"] is None
+    assert environ["waitress_async.body"] is reader
 
 
 def test_a_complete_body_can_be_kept(tmp_path: Path) -> None:
@@ -339,6 +346,7 @@ def test_the_scheme_is_the_servers() -> None:
         shutting_down=bool,
         state=None,
         from_thread=None,
+        empty_body=None,
     )
     assert base["wsgi.url_scheme"] == "https"
     assert (base["SERVER_NAME"], base["SERVER_PORT"], base["SERVER_SOFTWARE"]) == (

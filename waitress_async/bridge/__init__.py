@@ -10,6 +10,7 @@ from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.output import Output, OutputStore, Piece
 from waitress_async.bridge.pool import Pool, QueueFull
 from waitress_async.bridge.portal import Portal, current_portal
+from waitress_async.bridge.request_body import RequestBody, empty_body
 from waitress_async.bridge.wakeup import Wakeup
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "PoolExecutor",
     "Portal",
     "QueueFull",
+    "RequestBody",
     "Wakeup",
     "current_portal",
+    "empty_body",
     "in_thread",
 ]

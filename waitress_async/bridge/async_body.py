@@ -8,8 +8,10 @@ from collections.abc import AsyncIterable, Callable, Coroutine
 from contextvars import Context
 from functools import partial
 
+from waitress_async.bridge.input import Input
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.wakeup import Wakeup
+from waitress_async.errors import ClientDisconnected
 
 
 class AsyncBodies:
@@ -34,11 +36,16 @@ class AsyncBodies:
             return True
 
     def make(
-        self, iterable: AsyncIterable[bytes], context: Context, path: str, on_ready: Callable[[], object]
+        self,
+        iterable: AsyncIterable[bytes],
+        context: Context,
+        path: str,
+        request_body: Input | None,
+        on_ready: Callable[[], object],
     ) -> AsyncBody:
         """A body that has been reserved. It is drained in `context`; `on_ready` is called on the loop when
-        there is something to take. Any thread."""
-        return AsyncBody(self, iterable, context, path, on_ready)
+        there is something to take. `request_body` is closed at its end. Any thread."""
+        return AsyncBody(self, iterable, context, path, request_body, on_ready)
 
     def discard(self, iterable: AsyncIterable[bytes], context: Context) -> None:
         """Close an iterable that nobody will ask for anything. Any thread."""
@@ -83,6 +90,7 @@ class AsyncBody:
         "_on_ready",
         "_over",
         "_path",
+        "_request_body",
         "_resumed",
         "_task",
         "aborted",
@@ -94,12 +102,14 @@ class AsyncBody:
         iterable: AsyncIterable[bytes],
         context: Context,
         path: str,
+        request_body: Input | None,
         on_ready: Callable[[], object],
     ) -> None:
         self._bodies = bodies
         self._iterable = iterable
         self._context = context
         self._path = path  # escaped for the log
+        self._request_body = request_body
         self._on_ready = on_ready
         self._task: asyncio.Task[None] | None = None
         self._item = b""
@@ -134,6 +144,8 @@ class AsyncBody:
             async for item in iterator:
                 if not isinstance(item, bytes):
                     raise TypeError(f"an async body must yield bytes, not {type(item).__name__}")
+                if self._closed:  # it was told that the client is gone
+                    break
                 if item:
                     self._item = item
                     self._asked = False
@@ -143,7 +155,8 @@ class AsyncBody:
             self.aborted = True  # by us, or by the end of the loop
         except BaseException as error:
             self.aborted = True
-            self._tell("Exception in the async body of %s", error)
+            if not (self._closed and _says_disconnected(error)):
+                self._tell("Exception in the async body of %s", error)
         finally:
             await self._end(iterator)
 
@@ -162,24 +175,36 @@ class AsyncBody:
             pass
         except BaseException as error:
             self._tell("Exception in aclose() of the async body of %s", error)
-        self._over = True
-        self._bodies.ended()
+        self._is_over()
         if not self._closed:
             self._bodies.call_soon(self._on_ready)
+
+    def _is_over(self) -> None:
+        self._over = True
+        self._bodies.ended()
+        if self._request_body is not None:
+            self._bodies.call_soon(self._request_body.close)
 
     def _tell(self, message: str, error: BaseException) -> None:
         self._bodies.log.log_exception(error, message, self._path)
 
     def close(self) -> None:
-        """Nobody will take any more."""
+        """Nobody will take any more. If it waits for the request's body, that is about to tell it."""
         self._closed = True
         self._item = b""
-        if self._task is not None:
+        if self._task is None:
+            if not self._over:
+                self._is_over()
+                self._bodies.discard(self._iterable, self._context)
+        elif self._request_body is None or not self._request_body.is_awaited_by(self._task):
             self._task.cancel()
-        elif not self._over:
-            self._over = True
-            self._bodies.ended()
-            self._bodies.discard(self._iterable, self._context)
+
+
+def _says_disconnected(error: BaseException) -> bool:
+    """Whether it is a ClientDisconnected, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(ClientDisconnected)[1] is None
+    return isinstance(error, ClientDisconnected)
 
 
 async def _close(iterable: AsyncIterable[bytes]) -> None:

@@ -17,6 +17,7 @@ from waitress_async.buffers import BufferMemory, FileRegion, SharedFile, Spool
 from waitress_async.errors import ClientDisconnected, ResponseNotStored, SpoolFull
 
 if TYPE_CHECKING:
+    from waitress_async.bridge.input import Input
     from waitress_async.bridge.wakeup import Wakeup
     from waitress_async.http import ResponseHead
 
@@ -94,6 +95,7 @@ class Output:
         "hints",
         "length",
         "overflowed",
+        "request_body",
     )
 
     def __init__(self, wakeup: Wakeup, on_ready: Callable[[], object], store: OutputStore) -> None:
@@ -103,6 +105,7 @@ class Output:
         self.hints = b""  # whole 103 (Early Hints) responses, which come before the head
         self.aborted = False  # what was written is all there is, and is not the whole
         self.overflowed = False  # some of it went to disk
+        self.request_body: Input | None = None  # which an async body may read, and closes at its end
         self.goes_on = False  # it may be long before the next of the body comes, and the head need not wait
         self._wakeup = wakeup
         self._on_ready = on_ready
@@ -303,7 +306,7 @@ class Output:
 
         `path` is for the log.
         """
-        body = self._store.async_bodies.make(iterable, context, path, self._on_ready)
+        body = self._store.async_bodies.make(iterable, context, path, self.request_body, self._on_ready)
         with self._lock:
             self._async_body = body
             self.goes_on = True

@@ -6,6 +6,7 @@ import threading
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 
 Call = Callable[[], object]
 
@@ -17,19 +18,26 @@ class Wakeup:
     held from the call until the loop runs, and only ever tried, never waited for.
     """
 
-    __slots__ = ("_calls", "_loop", "_pending")
+    __slots__ = ("_calls", "_context", "_loop", "_pending")
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._calls: deque[Call] = deque()
+        # Nobody's: of the thread that wakes, an app's variables would go with what is made on the loop.
+        self._context = Context()
         self._pending = threading.Lock()
+
+    @property
+    def loop(self) -> AbstractEventLoop:
+        """The one that is woken."""
+        return self._loop
 
     def call(self, call: Call) -> None:
         """Have `call()` made on the loop. Any thread, or a signal handler. A no-op on a closed loop."""
         self._calls.append(call)
         if self._pending.acquire(blocking=False):
             try:
-                self._loop.call_soon_threadsafe(self._run)
+                self._loop.call_soon_threadsafe(self._run, context=self._context)
             except RecursionError:  # a RuntimeError too. The app's: the others' calls must still be made
                 self._pending.release()
                 raise
@@ -45,4 +53,4 @@ class Wakeup:
                 calls.popleft()()
         finally:
             if calls and self._pending.acquire(blocking=False):
-                self._loop.call_soon(self._run)
+                self._loop.call_soon(self._run, context=self._context)

@@ -63,7 +63,7 @@ def _append(file: SpoolFile, batch: Collected) -> None:
 class BufferReader:
     """The bytes of one message: fed from a protocol's callbacks, read by a coroutine.
 
-    `overflow`: bytes kept in memory before the rest goes to a temporary file.
+    `overflow`: bytes kept in memory before the rest goes to a temporary file. None: all stay in memory.
     `limit`: the longest line `readline` and `readuntil` return, in bytes without the separator.
     `high_water`, `low_water`: `pause_reading()` is called when more than `high_water` bytes are held,
     `resume_reading()` when no more than `low_water` are. A read that needs more than is held resumes
@@ -112,13 +112,14 @@ class BufferReader:
         "_storing",
         "_tail",
         "_waiter",
+        "_waiting_task",
         "_wanted",
     )
 
     def __init__(
         self,
         *,
-        overflow: int = 524288,
+        overflow: int | None = 524288,
         limit: int = 65536,
         high_water: int | None = None,
         low_water: int | None = None,
@@ -149,7 +150,7 @@ class BufferReader:
         self._paused = False  # the callbacks' last word
 
         self._limit = limit
-        self._overflow = overflow
+        self._overflow: float = math.inf if overflow is None else overflow
         self._spool = spool
         self._memory = memory
         self._counted = 0  # bytes of ours in `memory`
@@ -168,6 +169,7 @@ class BufferReader:
         self._exception: BaseException | None = None
         self._reading = False
         self._waiter: Future[None] | None = None
+        self._waiting_task: asyncio.Task[object] | None = None  # whose read made the waiter
         self._wanted: float = 0  # bytes to be held before the waiter is worth waking
 
     def __repr__(self) -> str:
@@ -206,7 +208,7 @@ class BufferReader:
         if self._state is not _FEEDING:
             raise self._refusal()
         before = len(self._tail)
-        self._tail.append(data, to_hold=self._file is None)
+        self._tail.append(data, to_hold=self._file is None and self._overflow < math.inf)
         size = len(self._tail) - before
         self._held += size
         self._count(size)
@@ -253,6 +255,11 @@ class BufferReader:
     def exception(self) -> BaseException | None:
         """Return what `set_exception` was given, or what the disk said."""
         return self._exception
+
+    @property
+    def awaited_by(self) -> asyncio.Task[object] | None:
+        """The task whose read waits for more to be fed, and has not been woken."""
+        return None if self._waiter is None or self._waiter.done() else self._waiting_task
 
     def at_eof(self) -> bool:
         """Whether the stream has ended and all its bytes were read."""
@@ -424,7 +431,7 @@ class BufferReader:
 
     def _check_readable(self) -> None:
         if self._exception is not None:
-            raise self._exception
+            raise self._exception.with_traceback(None)  # or it would collect those of all reads
         if self._reading:
             raise RuntimeError("another coroutine is reading")
         if self._state is _GIVEN or self._state is _CLOSED:
@@ -433,7 +440,7 @@ class BufferReader:
     def _check_still_readable(self) -> None:
         """The same, after the read under way has waited."""
         if self._exception is not None:
-            raise self._exception
+            raise self._exception.with_traceback(None)
         if self._state is _CLOSED:
             raise self._refusal()
 
@@ -448,12 +455,13 @@ class BufferReader:
         self._wanted = wanted
         # The waiter comes first: resuming may feed at once.
         self._waiter = get_running_loop().create_future()
+        self._waiting_task = asyncio.current_task()
         try:
             self._full = False
             self._update_pause()
             await self._waiter
         finally:
-            self._waiter = None
+            self._waiter = self._waiting_task = None
             self._wanted = 0
             # A cancelled read may have let in more than the marks allow.
             self._full = self._full or self._held > self._high_water
@@ -494,7 +502,7 @@ class BufferReader:
         size = len(self._tail)
         if size >= (COPY_BYTES if self._file is not None else max(self._overflow, COPY_BYTES)):
             return True
-        memory = self._memory
+        memory = self._memory if self._overflow < math.inf else None
         return memory is not None and memory.near and size >= (1 if memory.full else _SHORT_BATCH)
 
     def _store(self, expected: int = 0) -> None:

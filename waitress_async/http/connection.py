@@ -171,6 +171,11 @@ class Connection:
         """Answer the exchange under way, say `Connection: close` in it if that can still be said, and end."""
         self._closing = True
 
+    @property
+    def owes_continue(self) -> bool:
+        """Whether the client may be waiting for 100 (Continue), which no answer has made needless."""
+        return self._continue_owed and self.receiving is _AWAITING_BODY
+
     def send_continue(self) -> bytes:
         """100 (Continue), unless some of the body is there already (RFC 9110 section 10.1.1)."""
         if self.receiving is not _AWAITING_BODY or self.sending is not _IDLE or self._discarding:

@@ -78,8 +78,13 @@ class Exchange:
             output.abort()
             raise
         finally:
-            if body is not None:
+            if body is not None and not self._is_left_to_async_body():
                 body.close()
+
+    def _is_left_to_async_body(self) -> bool:
+        """Whether the request's body may still be read, by what goes on with the response."""
+        body = self.body
+        return self.output.goes_on and isinstance(body, Input) and not body.is_read_by_thread
 
     def _make_environ(self) -> Environ | None:
         """The environ; None if there cannot be one, which has been answered."""
@@ -95,7 +100,8 @@ class Exchange:
             return None
         environ = request_environ(base, request, file, output.is_closed, output.on_disconnect)
         if isinstance(body, Input):
-            add_streamed_body(environ)
+            output.request_body = body
+            add_streamed_body(environ, body.getreader())
         else:
             add_complete_body(environ, SpooledBody(file, body.file, len(body)))
         return environ

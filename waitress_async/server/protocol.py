@@ -109,6 +109,7 @@ class HTTPProtocol(asyncio.Protocol):
             shutting_down=runtime.connections.is_draining,
             state=runtime.state,
             from_thread=runtime.portal,
+            empty_body=runtime.empty_body,
         )
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
@@ -237,6 +238,9 @@ class HTTPProtocol(asyncio.Protocol):
                 assert self._exchange is not None
                 self._is_whole = True
                 self._body.feed_eof()
+                if self._continue_due:  # it has come unasked, and a head that waits for the 100 need not
+                    self._continue_due = False
+                    self._runtime.loop.call_soon(self._pump)
                 if not self._exchange.is_streamed:
                     self._queue(self._exchange)
             elif event is CLOSED:
@@ -388,6 +392,7 @@ class HTTPProtocol(asyncio.Protocol):
         """The app has begun to read a streamed body."""
         if self._exchange is not None and self._exchange.body is body:
             self._send_continue()
+            self._pump()  # a head that waits for the 100
 
     def _send_continue(self) -> None:
         """Ask for the body, if its client waits to be asked and can still be."""

@@ -16,6 +16,7 @@ from waitress_async.bridge import (
     Pool,
     PoolExecutor,
     Portal,
+    RequestBody,
     Wakeup,
 )
 from waitress_async.buffers import BufferMemory, Spool
@@ -63,6 +64,7 @@ class Runtime:
     cuts: CutLog
     callbacks: CallbackThread
     async_bodies: AsyncBodies
+    empty_body: RequestBody
     bulky: BulkyPaths
     state: Any  # what the lifespan has yielded
     connections: Connections

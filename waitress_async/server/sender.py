@@ -126,7 +126,7 @@ class Sender:
             segments: list[bytes | memoryview] = []
             if not self._head_sent and source.hints:
                 segments.append(connection.send_hints(source.take_hints()))
-            if not pieces and not last and (self._head_sent or not source.goes_on):
+            if not pieces and not last and not self._is_head_due(source):
                 self._write(segments)
                 return
             if not self._head_sent and source.head is not None:
@@ -155,6 +155,10 @@ class Sender:
                 self._complete(source)
                 return
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
+
+    def _is_head_due(self, source: Source) -> bool:
+        """Whether the head is to go before any of the body is there. No 100 (Continue) can follow it."""
+        return source.goes_on and not self._head_sent and not self._connection.owes_continue
 
     def _cut(self, source: Source, message: str, error: Exception) -> None:
         self._log.log(logging.ERROR, message, error)

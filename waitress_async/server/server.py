@@ -23,6 +23,7 @@ from waitress_async.bridge import (
     PoolExecutor,
     Portal,
     Wakeup,
+    empty_body,
     in_thread,
 )
 from waitress_async.buffers import BufferMemory, Spool, check_directory
@@ -297,6 +298,7 @@ class Server:
             cuts=cuts,
             callbacks=callbacks,
             async_bodies=async_bodies,
+            empty_body=empty_body(),
             bulky=bulky,
             state=self.state,
             connections=Connections(

@@ -25,10 +25,12 @@ def base_environ(
     shutting_down: Callable[[], bool],
     state: Any,
     from_thread: object,
+    empty_body: object,
 ) -> Environ:
     """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours.
 
-    `state` is the program's own, the same object for all requests.
+    `state` is the program's own, the same object for all requests; `empty_body` the awaitable reader of those
+    without a body.
     """
     return {
         "SERVER_NAME": server_name,
@@ -50,6 +52,7 @@ def base_environ(
         "waitress_async.state": state,
         "waitress_async.from_thread": from_thread,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
+        "waitress_async.body": empty_body,
     }
 
 
@@ -85,8 +88,10 @@ def add_complete_body(environ: Environ, body: SpooledBody) -> None:
     """Say of a body that it is complete. A chunked one gets a CONTENT_LENGTH, for apps read no further."""
     environ["CONTENT_LENGTH"] = str(body.size)
     environ["waitress_async.spool"] = body
+    environ["waitress_async.body"] = None
 
 
-def add_streamed_body(environ: Environ) -> None:
-    """Say of a body that it is still coming."""
+def add_streamed_body(environ: Environ, reader: object) -> None:
+    """Say of a body that it is still coming. `reader` is its awaitable reader."""
     environ["waitress_async.spool"] = None
+    environ["waitress_async.body"] = reader
