@@ -9,7 +9,17 @@ from waitress_async.errors import (
     SettingsError,
     WaitressAsyncError,
 )
-from waitress_async.server import BlockingServer, Server, create_server, serve, serve_async, serve_paste
+from waitress_async.server import (
+    BlockingServer,
+    Gate,
+    GateRequest,
+    Refusal,
+    Server,
+    create_server,
+    serve,
+    serve_async,
+    serve_paste,
+)
 from waitress_async.settings import Settings
 
 __version__ = "0.1.0"
@@ -18,8 +28,11 @@ __all__ = [
     "AppImportError",
     "BlockingServer",
     "ClientDisconnected",
+    "Gate",
+    "GateRequest",
     "LifespanError",
     "NotWSGIError",
+    "Refusal",
     "Server",
     "ServerClosed",
     "Settings",

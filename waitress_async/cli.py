@@ -72,7 +72,7 @@ def _option(declaration: Declaration, flag: str) -> click.Option:
     effect = "No effect here: " if declaration.without_effect else ""
     kind = declaration.unit or ("number" if declaration.type is int else "text")
     return click.Option(
-        [flag],
+        [flag, declaration.name],
         callback=check,
         shell_complete=complete,
         multiple=declaration.is_list,

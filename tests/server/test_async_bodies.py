@@ -277,8 +277,8 @@ def test_it_is_closed_when_the_client_leaves(serve_in_thread: ServeInThread, way
         eventually(lambda: steps.asked == 2, "it waits for the next")
         client.reset()
     eventually(lambda: steps.ended == ["CancelledError"], "it is cancelled where it waits")
-    bodies = server.server._runtime.async_bodies
-    eventually(lambda: bodies._count == 0 and not bodies._tasks, "nothing is left")
+    bodies = server.server._runtime.outputs.async_bodies
+    eventually(lambda: bodies._count == 0 and not bodies.tasks._tasks, "nothing is left")
 
 
 def test_one_that_waits_for_its_client_is_closed_where_it_stands(serve_in_thread: ServeInThread) -> None:
@@ -296,7 +296,7 @@ def test_one_that_waits_for_its_client_is_closed_where_it_stands(serve_in_thread
     with Client(server.address, receive_buffer=4_096) as client:
         client.send(request("/large"))
         assert head(client)
-        eventually(lambda: server.server._runtime.async_bodies._count == 1, "it has begun")
+        eventually(lambda: server.server._runtime.outputs.async_bodies._count == 1, "it has begun")
         client.reset()
     eventually(lambda: ended == ["GeneratorExit"], "it is closed")
 
@@ -450,7 +450,7 @@ def test_beyond_max_streams_it_is_503(serve_in_thread: ServeInThread) -> None:
         assert b"max_streams" in response.body
         assert three.get("/hello").status == 200
         one.reset()
-        eventually(lambda: server.server._runtime.async_bodies._count == 1, "there is room again")
+        eventually(lambda: server.server._runtime.outputs.async_bodies._count == 1, "there is room again")
         three.send(request("/stream"))
         assert head(three).startswith(b"HTTP/1.1 200 ")
 
@@ -549,6 +549,6 @@ def test_what_an_iterable_makes_to_be_iterated_is_closed_too(serve_in_thread: Se
     with Client(server.address, receive_buffer=4_096) as client:
         client.send(request("/large"))
         assert head(client)
-        eventually(lambda: server.server._runtime.async_bodies._count == 1, "it has begun")
+        eventually(lambda: server.server._runtime.outputs.async_bodies._count == 1, "it has begun")
         client.reset()
     eventually(lambda: ended == ["its iterator", "itself"], "both are closed, in this order")

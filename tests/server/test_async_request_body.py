@@ -150,8 +150,8 @@ def serve_streaming(serve_in_thread: ServeInThread) -> Iterator[ServeStreaming]:
 
     yield start
     for server in servers:
-        bodies = server.server._runtime.async_bodies
-        eventually(lambda: bodies._count == 0 and not bodies._tasks, "no async body is left")  # noqa: B023
+        bodies = server.server._runtime.outputs.async_bodies
+        eventually(lambda: bodies._count == 0 and not bodies.tasks._tasks, "no async body is left")  # noqa: B023
         eventually(lambda: memory_used(server) == 0, "no memory is counted")  # noqa: B023
 
 
@@ -641,7 +641,7 @@ def test_a_large_rest_costs_the_connection_but_not_the_answer(
 def test_where_there_is_no_async_body_nothing_is_held(serve_streaming: ServeStreaming, method: str) -> None:
     """The answer to HEAD has no body, and one beyond `max_streams` is 503."""
     server = serve_streaming(App(answers), max_streams=1)
-    bodies = server.server._runtime.async_bodies
+    bodies = server.server._runtime.outputs.async_bodies
     assert bodies.reserve()
     with Client(server.address) as client:
         for _ in range(2):

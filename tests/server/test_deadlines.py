@@ -188,6 +188,13 @@ def sweep(server: RunningServer, *seconds: float) -> None:
     assert done.wait(DEADLINE)
 
 
+def let_pass(server: RunningServer, seconds: float) -> None:
+    """The same, in one; and what comes after it, comes after it by the server's clock too."""
+    sweep(server, seconds)
+    connections = server.server._runtime.connections
+    eventually(lambda: connections.stamp > connections.clock, "the server has swept by itself")
+
+
 def eventually_some(found: Callable[[], Iterable[Any]]) -> list[Any]:
     """Wait until there are any, and return them."""
     eventually(lambda: list(found()), "there are some")

@@ -11,7 +11,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from tests.conftest import ServeInThread
 from tests.server.support import Client, echo, request
-from waitress_async.bridge import AsyncBodies, LogThread, OutputStore, Piece, Wakeup
+from waitress_async.bridge import AsyncBodies, LogThread, OutputStore, Piece, Tasks, Wakeup
 from waitress_async.buffers import BufferMemory, FileRegion, Spool
 from waitress_async.http import Connection, DefaultFields, HeadEncoder, HeadMemo, Limits, ResponseHead
 from waitress_async.server.sender import Sender
@@ -101,7 +101,7 @@ async def test_an_app_that_is_never_behind_does_not_hold_the_loop() -> None:
         nullcontext,
         lambda task: task,
         bool,
-        AsyncBodies(wakeup, log, 0),
+        AsyncBodies(wakeup, log, 0, Tasks()),
     )
     sender = Sender(Greedy(), connection, DefaultFields(None), store, log, lambda _whole: None)
     source = Endless()

@@ -147,7 +147,7 @@ def test_sockets_are_by_keyword_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "waitress_async.toml: Unknown adjustment 'sockets'" in invoke("--print-config").stderr
 
 
-@pytest.mark.parametrize("name", ["lifespan", "thread_init", "thread_exit"])
+@pytest.mark.parametrize("name", ["lifespan", "thread_init", "thread_exit", "gates"])
 def test_in_an_ini_objects_have_no_name(name: str) -> None:
     with pytest.raises(SettingsError) as raised:
         serve_paste(demo_app, {"here": "/"}, **{name: "shop:connect"})

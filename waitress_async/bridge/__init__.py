@@ -11,6 +11,7 @@ from waitress_async.bridge.output import Output, OutputStore, Piece
 from waitress_async.bridge.pool import Pool, QueueFull
 from waitress_async.bridge.portal import Portal, current_portal
 from waitress_async.bridge.request_body import RequestBody, empty_body
+from waitress_async.bridge.tasks import Tasks
 from waitress_async.bridge.wakeup import Wakeup
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Portal",
     "QueueFull",
     "RequestBody",
+    "Tasks",
     "Wakeup",
     "current_portal",
     "empty_body",

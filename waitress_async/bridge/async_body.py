@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, Callable, Coroutine
+from collections.abc import AsyncIterable, Callable
 from contextvars import Context
 from functools import partial
 
 from waitress_async.bridge.input import Input
 from waitress_async.bridge.logs import LogThread
+from waitress_async.bridge.tasks import Tasks
 from waitress_async.bridge.wakeup import Wakeup
 from waitress_async.errors import ClientDisconnected
 
@@ -17,15 +18,14 @@ from waitress_async.errors import ClientDisconnected
 class AsyncBodies:
     """The async bodies of one server. Loop's thread, but where it says otherwise."""
 
-    def __init__(self, wakeup: Wakeup, log: LogThread, limit: int) -> None:
-        """At most `limit` of them; 0 is any number."""
+    def __init__(self, wakeup: Wakeup, log: LogThread, limit: int, tasks: Tasks) -> None:
+        """At most `limit` of them; 0 is any number. They are drained in `tasks`."""
         self.log = log
+        self.tasks = tasks
         self._wakeup = wakeup
         self._limit = limit
         self._lock = threading.Lock()  # of the count
         self._count = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._context = Context()  # for what is ours, or the app's variables would go with it
 
     def reserve(self) -> bool:
         """Count one more that `make` will make. False if there are as many as may be. Any thread."""
@@ -49,29 +49,12 @@ class AsyncBodies:
 
     def discard(self, iterable: AsyncIterable[bytes], context: Context) -> None:
         """Close an iterable that nobody will ask for anything. Any thread."""
-        self._wakeup.call(partial(self.start, _close(iterable), context, "waitress_async-discard"))
-
-    def start(self, work: Coroutine[object, object, None], context: Context, name: str) -> asyncio.Task[None]:
-        """Run `work` in a task that `wait_closed` waits for."""
-        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard, context=self._context)
-        return task
-
-    def call_soon(self, call: Callable[[], object]) -> None:
-        """Have `call()` made by the loop, in none of the apps' contexts."""
-        asyncio.get_running_loop().call_soon(call, context=self._context)
+        self._wakeup.call(partial(self.tasks.start, _close(iterable), context, "waitress_async-discard"))
 
     def ended(self) -> None:
         """One that was reserved is over."""
         with self._lock:
             self._count -= 1
-
-    async def wait_closed(self, timeout: float | None = None) -> list[str]:
-        """Wait for all tasks to end, at most `timeout` seconds. Returns the names of those that have not."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
-        return [task.get_name() for task in self._tasks]
 
 
 class AsyncBody:
@@ -133,7 +116,7 @@ class AsyncBody:
         if self._task is None:
             kind = getattr(self._iterable, "__qualname__", None) or type(self._iterable).__qualname__
             # asyncio's debug mode tells the name of a task that holds the loop up.
-            self._task = self._bodies.start(self._run(), self._context, f"{kind} for {self._path}")
+            self._task = self._bodies.tasks.start(self._run(), self._context, f"{kind} for {self._path}")
         elif self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
 
@@ -149,7 +132,7 @@ class AsyncBody:
                 if item:
                     self._item = item
                     self._asked = False
-                    self._bodies.call_soon(self._on_ready)
+                    self._bodies.tasks.call_soon(self._on_ready)
                     await self._until_asked()
         except asyncio.CancelledError:
             self.aborted = True  # by us, or by the end of the loop
@@ -177,13 +160,13 @@ class AsyncBody:
             self._tell("Exception in aclose() of the async body of %s", error)
         self._is_over()
         if not self._closed:
-            self._bodies.call_soon(self._on_ready)
+            self._bodies.tasks.call_soon(self._on_ready)
 
     def _is_over(self) -> None:
         self._over = True
         self._bodies.ended()
         if self._request_body is not None:
-            self._bodies.call_soon(self._request_body.close)
+            self._bodies.tasks.call_soon(self._request_body.close)
 
     def _tell(self, message: str, error: BaseException) -> None:
         self._bodies.log.log_exception(error, message, self._path)

@@ -426,6 +426,11 @@ class Output:
 
     # -- the loop
 
+    @property
+    def is_started(self) -> bool:
+        """Whether a thread is about to call the app, or has."""
+        return self._started
+
     def revoke(self) -> bool:
         """Have the app not called for it, if that has not begun. Returns whether that is so."""
         with self._lock:

@@ -6,13 +6,30 @@ import enum
 from dataclasses import dataclass
 
 
+class RepeatedFields(dict[str, str]):
+    """The fields of a request of which some came on several lines (RFC 9110 section 5.3). Most have none."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__(fields)
+        self.lines: dict[str, list[str]] = {}
+        """The values of such fields, each line by itself, in their order."""
+
+    def add_line(self, key: str, value: str) -> None:
+        """Add another line to a field."""
+        self.lines.setdefault(key, [self[key]]).append(value)
+        self[key] += ("; " if key == "HTTP_COOKIE" else ", ") + value
+
+
 @dataclass(slots=True)
 class Request:
     """A request head (RFC 9112 sections 3 and 5), checked and ready for a CGI-like environ.
 
     `fields` maps CGI names (`HTTP_HOST`, `CONTENT_TYPE`, ...) to latin-1 decoded values; repeated
-    fields are joined (Cookie with `"; "`, others with `", "`). Fields whose names hold `_`, and
-    `Proxy`, have been dropped; `Transfer-Encoding` is consumed by the framing.
+    fields are joined (Cookie with `"; "`, others with `", "`), and `RepeatedFields` tells their lines.
+    Fields whose names hold `_`, and `Proxy`, have been dropped; `Transfer-Encoding` is consumed by the
+    framing.
 
     Not frozen, because freezing costs more than all the rest of making one; treat it as if it were.
     """

@@ -14,7 +14,7 @@ from waitress_async.errors import (
     URITooLong,
 )
 from waitress_async.http import grammar
-from waitress_async.http.events import Request
+from waitress_async.http.events import RepeatedFields, Request
 from waitress_async.http.limits import Limits
 from waitress_async.http.memo import HeadMemo
 from waitress_async.http.receive_buffer import ReceiveBuffer, bare_line_feed
@@ -232,7 +232,9 @@ class HeadReader:
             elif key in _SINGLE:
                 raise BadRequest(f"{_SINGLE[key]} occurs more than once.")
             elif key:
-                fields[key] += ("; " if key == "HTTP_COOKIE" else ", ") + value
+                if not isinstance(fields, RepeatedFields):
+                    fields = self._fields = RepeatedFields(fields)
+                fields.add_line(key, value)
         if too_many > 0:
             if b"\n" in surplus:
                 raise bare_line_feed()

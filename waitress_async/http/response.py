@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Final
+from typing import Final, NamedTuple
 
 from waitress_async.errors import HTTPError, PermanentRedirect, ServiceUnavailable
 
@@ -50,6 +50,13 @@ class ResponseHead:
     has_date: bool
     has_server: bool
     allows_body: bool  # whether the status does
+
+
+class Answer(NamedTuple):
+    """A whole response that needs no app."""
+
+    head: ResponseHead
+    body: bytes
 
 
 class HeadEncoder:
@@ -184,7 +191,7 @@ class DefaultFields:
         return (b"" if head.has_server else self._server) + (b"" if head.has_date else self._date)
 
 
-def error_response(error: HTTPError, encoder: HeadEncoder) -> tuple[ResponseHead, bytes]:
+def error_response(error: HTTPError, encoder: HeadEncoder) -> Answer:
     """The one place where the server's own answers are rendered: reason, detail, setting exceeded."""
     detail = error.detail
     if error.setting:
@@ -195,4 +202,4 @@ def error_response(error: HTTPError, encoder: HeadEncoder) -> tuple[ResponseHead
         headers.append(("Retry-After", str(error.retry_after)))
     if isinstance(error, PermanentRedirect):
         headers.append(("Location", error.location))
-    return encoder.encode(f"{error.status} {error.reason}", headers), body
+    return Answer(encoder.encode(f"{error.status} {error.reason}", headers), body)

@@ -137,6 +137,7 @@ class Connections:
         """Seconds that sweeps have counted, up to the last one. Deadlines are measured by it."""
         self.stamp = self._sweep_interval
         """What `clock` will be at the next sweep, for what begins now: no deadline comes early."""
+        self._queue_age = -math.inf, 0.0  # when it was looked for, by `clock`, and what it was
         self._memory_timer: asyncio.TimerHandle | None = None
         self._held_back: dict[HTTPProtocol, None] = {}  # which wait for their turn to read, in order
         self.short_of_memory = False
@@ -425,6 +426,18 @@ class Connections:
             if timeout and self.clock - arrival.since >= timeout:
                 arrival.late = arrival.waits_for
                 arrival.cancel()
+
+    def queue_age(self) -> float:
+        """For how many seconds the first of those has waited that wait for a thread; 0 if there are none.
+
+        By `clock`, and looked for once a sweep: who asks often must not keep the loop busy.
+        """
+        looked_at, age = self._queue_age
+        if looked_at != self.clock:
+            waiting = [protocol.queued_at for protocol in self._protocols if protocol.queued_at is not None]
+            age = max(self.clock - min(waiting), 0.0) if waiting else 0.0
+            self._queue_age = self.clock, age
+        return age
 
     def stop_sweeping(self) -> None:
         """Cancel the timers, where they are set."""

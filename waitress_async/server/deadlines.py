@@ -35,6 +35,8 @@ def sweep_interval(settings: Settings) -> float:
         settings.proxy_protocol_timeout,
         settings.tls_handshake_timeout,
         settings.min_rate_grace,
+        settings.gate_timeout if settings.gates else 0,
+        settings.ready_max_queue_age if settings.ready_path else 0,
     ]
     shortest = min((timeout for timeout in timeouts if timeout), default=_SLOWEST)
     return min(max(shortest / 4, _FASTEST), _SLOWEST)

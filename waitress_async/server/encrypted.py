@@ -31,6 +31,7 @@ class EncryptedProtocol(HTTPProtocol):
         """The client has ended TLS: what is written is sent, and nothing more."""
         self._connection.receive_eof()
         self._sender.drop_source()
+        self._end_hearing()
         self._linger_for(self._runtime.settings.linger_timeout)
         return False
 

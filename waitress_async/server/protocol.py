@@ -13,19 +13,28 @@ from waitress_async.buffers import BufferReader
 from waitress_async.errors import (
     ClientDisconnected,
     HTTPError,
-    MalformedProxyHeader,
-    PermanentRedirect,
     RequestError,
     RequestTimeout,
     ServiceUnavailable,
 )
-from waitress_async.http import CLOSED, END_OF_MESSAGE, Connection, Data, Receiving, Request, Sending
+from waitress_async.http import (
+    CLOSED,
+    END_OF_MESSAGE,
+    Answer,
+    Connection,
+    Data,
+    Receiving,
+    Request,
+    Sending,
+    error_response,
+)
 from waitress_async.server.deadlines import Patience
 from waitress_async.server.ends import Ends
+from waitress_async.server.entrance import Entrance
 from waitress_async.server.exchange import Exchange, no_room
+from waitress_async.server.gates import Hearing, Verdict
 from waitress_async.server.listeners import format_address
 from waitress_async.server.peer_state import acknowledged, has_input, is_gone, reset
-from waitress_async.server.redirect import https_url
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
 from waitress_async.wsgi import base_environ
@@ -50,6 +59,7 @@ class Wait(enum.Enum):
     """Why nothing more is taken from what was received."""
 
     NOTHING = "it is: go on"
+    GATE = "whether its body is wanted is not decided"
     ANSWER = "the request is complete, and its answer is not"
     TURN = "the other connections come first"
     CLIENT = "the client does not take what it was sent"
@@ -59,7 +69,7 @@ class Wait(enum.Enum):
 
 # Looked up often, and an attribute of an Enum class is a slow one.
 _HEAD, _BODY, _DONE, _CLOSED = Receiving.HEAD, Receiving.BODY, Receiving.DONE, Receiving.CLOSED
-_GO, _FOR_ANSWER, _FOR_TURN, _FOR_CLIENT, _FOR_BODY, _FOR_END = Wait
+_GO, _FOR_GATE, _FOR_ANSWER, _FOR_TURN, _FOR_CLIENT, _FOR_BODY, _FOR_END = Wait
 
 
 class HTTPProtocol(asyncio.Protocol):
@@ -72,7 +82,9 @@ class HTTPProtocol(asyncio.Protocol):
         "_continue_due",
         "_counted",
         "_end_due",
+        "_entrance",
         "_exchange",
+        "_hearing",
         "_is_whole",
         "_linger_bytes",
         "_linger_until",
@@ -80,12 +92,10 @@ class HTTPProtocol(asyncio.Protocol):
         "_pump",
         "_reading_paused",
         "_received",
-        "_redirect_port",
         "_requests",
         "_runtime",
         "_sender",
         "_transport",
-        "_trust",
         "_yielded",
     )
 
@@ -93,9 +103,7 @@ class HTTPProtocol(asyncio.Protocol):
         """`redirect_port` is where https is spoken, on a connection whose requests are all sent there."""
         self._runtime = runtime
         trust = runtime.proxies.trust_in(ends.remote_addr)
-        self._trust = trust if trust.rewrites else None
         self._connection = Connection(runtime.limits, trust.memo)
-        self._redirect_port = redirect_port
         settings = runtime.settings
         self._base_environ = base_environ(
             server_name=settings.server_name,
@@ -111,6 +119,8 @@ class HTTPProtocol(asyncio.Protocol):
             from_thread=runtime.portal,
             empty_body=runtime.empty_body,
         )
+        self._entrance = Entrance.of(runtime, trust, self._base_environ, redirect_port)
+        self._hearing: Hearing | None = None  # of a request that has to wait for gates
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
         self._continue_due = False  # its client waits for 100 (Continue)
@@ -177,6 +187,7 @@ class HTTPProtocol(asyncio.Protocol):
         self._sender.close()
         self._pump = self._sender.pump  # not our own: no cycle is left for the collector to find
         self._count_unread(0)
+        self._end_hearing()
         if exchange is not None:
             self._give_up_body(exchange, "the client is gone")
         self._runtime.connections.lost(self)
@@ -211,6 +222,8 @@ class HTTPProtocol(asyncio.Protocol):
         if receiving is _HEAD:
             return _FOR_CLIENT if self._sender.paused else _GO
         if receiving is _BODY:
+            if self._hearing is not None:
+                return _FOR_GATE
             return _FOR_BODY if self._body_full else _GO
         return _FOR_END
 
@@ -225,7 +238,13 @@ class HTTPProtocol(asyncio.Protocol):
                 self._refuse(error)
                 return
             if isinstance(event, Request):
-                self._begin(event)
+                self._requests += 1
+                if self._requests == self._runtime.settings.max_requests_per_connection:
+                    connection.close_after_response()
+                if self._entrance is None:
+                    self._begin(event)
+                else:
+                    self._settle(self._entrance.meet(event, self._settle_later))
                 if self._exchange is not None:
                     continue
                 pieces += _REQUEST_PIECES
@@ -303,25 +322,34 @@ class HTTPProtocol(asyncio.Protocol):
             self._runtime.memory.add(size - self._counted)
             self._counted = size
 
-    def _begin(self, request: Request) -> None:
-        runtime = self._runtime
-        self._requests += 1
-        if self._requests == runtime.settings.max_requests_per_connection:
-            self._connection.close_after_response()
-        if self._redirect_port is not None:
+    def _settle(self, verdict: Request | Answer | HTTPError | Hearing) -> None:
+        """Do with a request what was found at the entrance."""
+        if isinstance(verdict, Request):
+            self._begin(verdict)
+        elif isinstance(verdict, Answer):
+            self._answer(verdict)
+        elif isinstance(verdict, Hearing):
+            self._hearing = verdict
+        else:
             self._connection.stop_receiving()
-            url = https_url(request, runtime.settings.server_name, self._redirect_port)
-            self._refuse(PermanentRedirect(url))
-            return
-        if self._trust is not None:
-            try:
-                request = self._trust.apply(
-                    request, self._base_environ["REMOTE_ADDR"], self._base_environ["wsgi.url_scheme"]
-                )
-            except MalformedProxyHeader as error:
-                self._connection.stop_receiving()
-                self._refuse(error)
-                return
+            self._refuse(verdict)
+
+    def _settle_later(self, verdict: Verdict) -> None:
+        """The gates have come to an end."""
+        self._hearing = None
+        if not self._transport.is_closing():
+            self._settle(verdict)
+            self._go_on()
+
+    def _end_hearing(self) -> None:
+        """Nobody waits for the gates any more."""
+        hearing, self._hearing = self._hearing, None
+        if hearing is not None:
+            hearing.cancel()
+
+    def _begin(self, request: Request) -> None:
+        """Have the app called for a request, when it is complete or at once."""
+        runtime = self._runtime
         output = Output(runtime.wakeup, self._pump, runtime.outputs)
         body = self._make_body(request) if request.has_body else None
         self._is_whole = body is None
@@ -417,13 +445,17 @@ class HTTPProtocol(asyncio.Protocol):
             self._sender.expect(exchange.output)
 
     def _refuse_busy(self, detail: str, *, setting: str) -> None:
+        error = ServiceUnavailable(detail, setting=setting, retry_after=_RETRY_AFTER)
+        self._answer(error_response(error, self._runtime.application.encoder))
+
+    def _answer(self, answer: Answer) -> None:
         """Answer a request whose app was not called, and keep the connection if it can be kept."""
         exchange, self._exchange = self._exchange, None
         self._sender.drop_source()
         if exchange is not None and exchange.body is not None:
             exchange.body.close()
         self._body_full = False
-        self._send_error(ServiceUnavailable(detail, setting=setting, retry_after=_RETRY_AFTER))
+        self._sender.send_answer(answer)
         if self._connection.sending is Sending.CLOSED:
             self._linger()
         else:
@@ -441,7 +473,7 @@ class HTTPProtocol(asyncio.Protocol):
             reset(self._transport)
             return
         if sending is Sending.IDLE:
-            self._send_error(error)
+            self._sender.send_answer(error_response(error, self._runtime.application.encoder))
         self._linger()
 
     def _give_up_body(self, exchange: Exchange, reason: str) -> None:
@@ -486,9 +518,6 @@ class HTTPProtocol(asyncio.Protocol):
         return True
 
     # -- responses
-
-    def _send_error(self, error: HTTPError) -> None:
-        self._sender.send_error(error, self._runtime.application.encoder)
 
     def _response_complete(self, whole: bool) -> None:
         """The sender has sent all of a response (`whole`), or all that there is of one."""
@@ -555,6 +584,12 @@ class HTTPProtocol(asyncio.Protocol):
         )
 
     @property
+    def queued_at(self) -> float | None:
+        """Since when a request has waited for a thread, by the sweep's clock; None if none waits."""
+        exchange = self._exchange
+        return None if exchange is None or exchange.output.is_started else exchange.queued_at
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is under way at all."""
         return self.awaits_request and not self._connection.unread
@@ -596,6 +631,7 @@ class HTTPProtocol(asyncio.Protocol):
             return
         if self._linger_until is None:
             self._sweep_body(elapsed)
+            self._sweep_hearing(now)
             self._sweep_queued(now)
             self._sweep_head(now, unsent)
         elif unsent:  # its time begins when the answer is out
@@ -613,7 +649,8 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _cut_if_gone(self) -> bool:
         """While nothing is read, and when the end was read already, the system has to be asked."""
-        is_deaf = self._exchange is not None and (self._reading_paused or self._connection.eof)
+        is_owed = self._exchange is not None or self._hearing is not None
+        is_deaf = is_owed and (self._reading_paused or self._connection.eof)
         if is_deaf and self._is_gone():
             self._transport.abort()
             return True
@@ -653,6 +690,15 @@ class HTTPProtocol(asyncio.Protocol):
             return False
         exchange = self._exchange
         return exchange is None or not isinstance(exchange.body, Input) or exchange.body.is_waited_for
+
+    def _sweep_hearing(self, now: float) -> None:
+        """Answer a request of which the gates do not say whether it may go on."""
+        timeout = self._runtime.settings.gate_timeout
+        if timeout and self._hearing is not None and now - self._hearing.since >= timeout:
+            self._end_hearing()
+            self._tell_cut("gate_timeout", "no gate has decided about its request, it is answered 503")
+            self._refuse_busy("It could not be decided in time.", setting="gate_timeout")
+            self._go_on()
 
     def _sweep_queued(self, now: float) -> None:
         """Answer a request that nobody has had time for."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from waitress_async.bridge import (
-    AsyncBodies,
     CallbackThread,
     LogThread,
     OutputStore,
@@ -17,12 +16,15 @@ from waitress_async.bridge import (
     PoolExecutor,
     Portal,
     RequestBody,
+    Tasks,
     Wakeup,
 )
 from waitress_async.buffers import BufferMemory, Spool
 from waitress_async.http import DefaultFields, HeadEncoder, Limits
 from waitress_async.server.bulky import BulkyPaths
 from waitress_async.server.deadlines import CutLog
+from waitress_async.server.gates import Gates
+from waitress_async.server.health import Health
 from waitress_async.server.proxies import Proxies
 from waitress_async.settings import Settings
 
@@ -63,9 +65,11 @@ class Runtime:
     log: LogThread
     cuts: CutLog
     callbacks: CallbackThread
-    async_bodies: AsyncBodies
     empty_body: RequestBody
+    tasks: Tasks  # code of the app's on the loop
     bulky: BulkyPaths
     state: Any  # what the lifespan has yielded
+    gates: Gates | None  # if there are any
+    health: Health | None  # if anybody may ask
     connections: Connections
     responses: int = 0  # sent whole

@@ -10,15 +10,8 @@ from typing import Final, Protocol
 
 from waitress_async.bridge import LogThread, OutputStore, Piece
 from waitress_async.buffers import FileRegion
-from waitress_async.errors import HTTPError, LocalProtocolError
-from waitress_async.http import (
-    NO_FRAME,
-    Connection,
-    DefaultFields,
-    HeadEncoder,
-    ResponseHead,
-    error_response,
-)
+from waitress_async.errors import LocalProtocolError
+from waitress_async.http import NO_FRAME, Answer, Connection, DefaultFields, ResponseHead
 from waitress_async.server.file_sender import FileSender
 from waitress_async.server.peer_state import is_broken
 
@@ -231,12 +224,12 @@ class Sender:
 
     # -- the server's own answers
 
-    def send_error(self, error: HTTPError, encoder: HeadEncoder) -> None:
-        """Answer in the server's own name, whole."""
-        head, body = error_response(error, encoder)
+    def send_answer(self, answer: Answer) -> None:
+        """Send a response that is all there."""
+        head, body = answer
         connection = self._connection
         segments: list[bytes | memoryview] = [
-            connection.send_response(head, self._default_fields.lines(head, time())),
+            connection.send_response(head, self._default_fields.lines(head, time()), len(body)),
             connection.send_data(body),
             connection.end_response(),
         ]

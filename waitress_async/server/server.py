@@ -22,6 +22,7 @@ from waitress_async.bridge import (
     Pool,
     PoolExecutor,
     Portal,
+    Tasks,
     Wakeup,
     empty_body,
     in_thread,
@@ -34,6 +35,8 @@ from waitress_async.server.connections import Connections
 from waitress_async.server.deadlines import CutLog
 from waitress_async.server.encrypted import EncryptedProtocol
 from waitress_async.server.ends import ends_of
+from waitress_async.server.gates import Gates
+from waitress_async.server.health import Health
 from waitress_async.server.heap import Heap
 from waitress_async.server.lifespan import Lifespan, error_of
 from waitress_async.server.listeners import (
@@ -256,9 +259,20 @@ class Server:
         )
         memory = BufferMemory(settings.buffer_memory)
         callbacks = CallbackThread(wakeup, log)
-        async_bodies = AsyncBodies(wakeup, log, settings.max_streams)
+        tasks = Tasks()
         bulky = BulkyPaths()
         cuts = CutLog(log)
+        encoder = HeadEncoder()
+        connections = Connections(
+            loop,
+            settings,
+            log,
+            cuts,
+            memory,
+            Heap(memory, disk.submit),
+            self._tls,
+            self._make_protocol,
+        )
         outputs = OutputStore(
             overflow=min(settings.outbuf_overflow, settings.outbuf_high_watermark),
             high_watermark=settings.outbuf_high_watermark,
@@ -267,7 +281,7 @@ class Server:
             waiting=pool.lending,
             promise=pool.promise,
             tell=callbacks.submit,
-            async_bodies=async_bodies,
+            async_bodies=AsyncBodies(wakeup, log, settings.max_streams, tasks),
         )
         return Runtime(
             loop=loop,
@@ -283,7 +297,7 @@ class Server:
             application=Application(
                 self._app,
                 context,
-                HeadEncoder(),
+                encoder,
                 settings.expose_tracebacks,
                 tell_bulky=lambda path, is_bulky: wakeup.call(partial(bulky.note, path, is_bulky)),
             ),
@@ -297,20 +311,32 @@ class Server:
             log=log,
             cuts=cuts,
             callbacks=callbacks,
-            async_bodies=async_bodies,
             empty_body=empty_body(),
+            tasks=tasks,
             bulky=bulky,
             state=self.state,
-            connections=Connections(
-                loop,
-                settings,
-                log,
-                cuts,
-                memory,
-                Heap(memory, disk.submit),
-                self._tls,
-                self._make_protocol,
-            ),
+            gates=self._make_gates(context, tasks, log, encoder),
+            health=self._make_health(connections, encoder),
+            connections=connections,
+        )
+
+    def _make_gates(
+        self, context: Context, tasks: Tasks, log: LogThread, encoder: HeadEncoder
+    ) -> Gates | None:
+        gates = [gate for gate in self._settings.gates if not isinstance(gate, str)]  # no name is left here
+        if not gates:
+            return None
+        return Gates(gates, state=self.state, context=context, tasks=tasks, log=log, encoder=encoder)
+
+    def _make_health(self, connections: Connections, encoder: HeadEncoder) -> Health | None:
+        settings = self._settings
+        if settings.live_path is None and settings.ready_path is None:
+            return None
+        return Health(
+            settings,
+            encoder,
+            is_serving=lambda: self._phase is Phase.READY,
+            queue_age=connections.queue_age,
         )
 
     def _make_protocol(
@@ -580,7 +606,7 @@ class Server:
                 idle = connections.close_idle()
                 self._log("Closed %d idle connection(s): %d under way", idle, len(connections) - idle)
                 await connections.wait_empty()
-                await runtime.async_bodies.wait_closed()
+                await runtime.tasks.wait_closed()
                 await self._wait_for_threads()
         except TimeoutError:
             pass
@@ -629,12 +655,12 @@ class Server:
                 await runtime.portal.wait_closed()
                 await runtime.connections.wait_empty()
                 await self._wait_for_threads()
-                await runtime.async_bodies.wait_closed()
+                await runtime.tasks.wait_closed()
         self._end_threads()  # all that are not stuck
         pools = runtime.pool, runtime.callbacks, runtime.disk.pool
         await asyncio.gather(*(pool.wait_closed(_END_TIMEOUT) for pool in pools))
         stuck = [*runtime.pool.stacks(), *runtime.callbacks.stacks(), *runtime.disk.pool.stacks()]
-        for name in await runtime.async_bodies.wait_closed(_END_TIMEOUT):
+        for name in await runtime.tasks.wait_closed(_END_TIMEOUT):
             runtime.log.log(logging.WARNING, "It goes on though it was cancelled: %s", name)
         if stuck:
             names = ", ".join(name for name, _ in stuck)

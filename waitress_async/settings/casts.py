@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NewType
 
@@ -20,6 +21,9 @@ Prefix = NewType("Prefix", str)
 # What a program has done at its beginning and its end, on the loop; and in each of the app's threads.
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 ThreadHook = Callable[[], object]
+
+# What is asked about each request, on the loop.
+Gate = Callable[[Any], Awaitable[Any]]
 
 # A list of what holds no comma, such as addresses: commas separate too. None is the empty one.
 CommaList = NewType("CommaList", tuple[str, ...])
@@ -34,6 +38,9 @@ class Secret(str):
     def __repr__(self) -> str:
         return "'***'"
 
+
+# What separates names of objects, which may be calls with commas and blanks in them: another name follows.
+_BETWEEN_NAMES: Final = re.compile(r"[\s,]+(?=[^\W\d][\w.]*:)")
 
 # The units of numbers, and how many of the smallest of its kind each is.
 UNITS: Final[dict[str, dict[str, int]]] = {
@@ -207,6 +214,29 @@ def to_hook(value: object) -> Callable[[], Any] | str | None:
     raise ValueError(f"{value!r} is neither a function nor the name of one")
 
 
+def to_gates(value: object) -> tuple[Gate | str, ...]:
+    """Functions as they are, or names of some, which are not looked for here."""
+    if value is None:
+        return ()
+    gates: list[Gate | str] = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, str):
+            gates += _BETWEEN_NAMES.split(item.strip(" \t\r\n,")) if item.strip() else []
+        else:
+            gates.append(_checked_gate(item))
+    return tuple(gates)
+
+
+def _checked_gate(gate: Any) -> Gate:
+    is_object = callable(gate) and not isinstance(
+        gate, type
+    )  # a class has the method, and is not what has it
+    if inspect.iscoroutinefunction(gate) or (is_object and inspect.iscoroutinefunction(gate.__call__)):
+        checked: Gate = gate
+        return checked
+    raise ValueError(f"{gate!r} is no coroutine function: write it as `async def gate(request)`")
+
+
 CASTS: Final[dict[object, Callable[[object], object]]] = {
     bool: to_bool,
     int: to_int,
@@ -223,4 +253,5 @@ CASTS: Final[dict[object, Callable[[object], object]]] = {
     ssl.SSLContext | None: to_ssl_context,
     Lifespan | str | None: to_lifespan,
     ThreadHook | str | None: to_hook,
+    tuple[Gate | str, ...]: to_gates,
 }

@@ -9,14 +9,14 @@ from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from waitress_async.errors import SettingsError
-from waitress_async.settings.casts import CASTS, UNITS, CommaList, Mode, Secret, expand_units, in_bytes
+from waitress_async.settings.casts import CASTS, UNITS, CommaList, Gate, Mode, Secret, expand_units, in_bytes
 from waitress_async.settings.other_servers import option_called
 
 T = TypeVar("T")
 
 VARIABLE_PREFIX: Final = "WAITRESS_ASYNC_"
 
-_LISTS: Final = (tuple[str, ...], CommaList)
+_LISTS: Final = (tuple[str, ...], CommaList, tuple[Gate | str, ...])
 
 
 def setting(default: T, **about: Any) -> T:
@@ -36,6 +36,7 @@ class Declaration:
     unit: str = ""  # of the value, if it has one
     minimum: float | None = None
     maximum: float | None = None
+    flag_name: str = ""  # of a list whose flag has another name, that of one entry
     keyword_only: bool = False  # there is no way to write it as text
     without_effect: bool = False  # taken for waitress's sake
     check: Callable[[Any], object] | None = None  # raises ValueError with the reason
@@ -45,7 +46,7 @@ class Declaration:
         """The command line's spelling, `--name` or `--name/--no-name`; None if it is keyword-only."""
         if self.keyword_only:
             return None
-        flag = self.name.replace("_", "-")
+        flag = (self.flag_name or self.name).replace("_", "-")
         return f"--{flag}/--no-{flag}" if self.type is bool else f"--{flag}"
 
     @property

@@ -109,6 +109,16 @@ def check_lifespan(lifespan: object) -> None:
         raise ValueError(f"{lifespan!r} is uvicorn's, for ASGI apps: here it is a function, module:object")
 
 
+def check_health_path(path: str | None) -> None:
+    if path and (not path.startswith("/") or "?" in path):
+        raise ValueError(f"{path!r} is no path: it begins with a slash, and has no query")
+
+
+def check_health(live: str | None, ready: str | None) -> None:
+    if live is not None and live == ready:
+        raise SettingsError(f"live_path, ready_path: {live} cannot be both")
+
+
 def check_printable(text: str | None) -> None:
     # These go into response headers and into environ, where a control character can split a line.
     if text is not None and not _PRINTABLE.fullmatch(text):

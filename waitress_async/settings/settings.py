@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from waitress_async.errors import SettingsError
-from waitress_async.settings.casts import CommaList, Lifespan, Mode, Prefix, Secret, ThreadHook
+from waitress_async.settings.casts import CommaList, Gate, Lifespan, Mode, Prefix, Secret, ThreadHook
 from waitress_async.settings.command import COMMAND_DECLARATIONS
 from waitress_async.settings.declaration import (
     Declaration,
@@ -38,6 +38,8 @@ from waitress_async.settings.places import (
 from waitress_async.settings.rules import (
     check_exclusions,
     check_families,
+    check_health,
+    check_health_path,
     check_lifespan,
     check_one_place,
     check_prefix,
@@ -58,6 +60,7 @@ _PROXIES: Final = "Behind proxies"
 _TLS: Final = "TLS"
 _THREADS: Final = "Threads"
 _APP: Final = "What the app sees"
+_BEFORE: Final = "Before the app"
 _BODIES: Final = "Bodies"
 _BOUNDS: Final = "Bounds"
 _TIME: Final = "Time, and the loop"
@@ -336,6 +339,47 @@ class Settings:
         "waitress_async.state.",
         section=_APP,
     )
+    gates: tuple[Gate | str, ...] = setting(
+        (),
+        unit="module:object",
+        flag_name="gate",
+        help="Coroutine functions that are asked on the loop about each request, at its head, one after the "
+        "other: each returns None, or a Refusal, which is answered. Several are separated by spaces or "
+        "commas, or the flag is repeated.",
+        section=_BEFORE,
+    )
+    gate_timeout: float = setting(
+        10.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="Time for all gates of a request together; then 503. 0 is any time.",
+        section=_BEFORE,
+    )
+    live_path: str | None = setting(
+        None,
+        unit="path",
+        check=check_health_path,
+        help="Path that the server itself answers, with 200 as long as it serves at all.",
+        section=_BEFORE,
+    )
+    ready_path: str | None = setting(
+        None,
+        unit="path",
+        check=check_health_path,
+        help="Path that the server itself answers, with 200 while it should be sent requests, and with 503 "
+        "when it stops or is behind.",
+        section=_BEFORE,
+    )
+    ready_max_queue_age: float = setting(
+        10.0,
+        unit="seconds",
+        minimum=0,
+        maximum=_A_YEAR,
+        help="ready_path is answered 503 while a request has waited longer than this for a thread; 0 is any "
+        "time.",
+        section=_BEFORE,
+    )
     inbuf_overflow: int = setting(
         524_288,
         unit="bytes",
@@ -589,6 +633,7 @@ class Settings:
             client_verify=self.client_verify,
             sni=self.sni,
         )
+        check_health(self.live_path, self.ready_path)
         if self.redirect_listen and not self.speaks_tls:
             raise SettingsError("redirect_listen has no meaning unless certfile or ssl_context is set")
 
@@ -639,24 +684,28 @@ class Settings:
 
         Raises SettingsError for what is none.
         """
-        loaded = {}
-        for key, name in self._names_of_objects.items():
-            loaded[key] = load(name, key)
-            if not callable(loaded[key]):
-                raise SettingsError(f"{key}: {name!r} is no function, but {loaded[key]!r}")
+        loaded: dict[str, Any] = {}
+        for key, value in self._objects.items():
+            if isinstance(value, tuple):
+                loaded[key] = tuple(_load_one(load, key, one) for one in value)
+            else:
+                loaded[key] = _load_one(load, key, value)
         return replace(self, **loaded)
 
     def check_loaded(self) -> None:
         """Raise SettingsError if one of them is still the name of an object."""
-        for key, name in self._names_of_objects.items():
-            raise SettingsError(
-                f"{key}: {name!r} is a name, which the command alone looks up: give the function itself"
-            )
+        for key, value in self._objects.items():
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, str):
+                    raise SettingsError(
+                        f"{key}: {one!r} is a name, which the command alone looks up: "
+                        "give the function itself"
+                    )
 
     @property
-    def _names_of_objects(self) -> dict[str, str]:
-        values = {d.name: getattr(self, d.name) for d in DECLARATIONS if d.unit == "module:object"}
-        return {key: value for key, value in values.items() if isinstance(value, str)}
+    def _objects(self) -> dict[str, Any]:
+        """What is, or names, objects of the program's: one of them, or several in a tuple, by setting."""
+        return {d.name: getattr(self, d.name) for d in DECLARATIONS if d.unit == "module:object"}
 
     @property
     def speaks_tls(self) -> bool:
@@ -696,6 +745,16 @@ class Settings:
             path == prefix or path.startswith(prefix.rstrip("/") + "/")
             for prefix in self.stream_request_prefix
         )
+
+
+def _load_one(load: Callable[[str, str], Any], setting: str, value: object) -> object:
+    """What `value` names, if it is a name. Raises SettingsError if that is no function."""
+    if not isinstance(value, str):
+        return value
+    loaded = load(value, setting)
+    if not callable(loaded):
+        raise SettingsError(f"{setting}: {value!r} is no function, but {loaded!r}")
+    return loaded
 
 
 DECLARATIONS: Final[tuple[Declaration, ...]] = declarations_of(Settings)
