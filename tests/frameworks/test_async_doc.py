@@ -33,6 +33,11 @@ def test_streams(serve_in_thread: ServeInThread) -> None:
         assert answer.body == b"".join(sse.event(f"hats {number}", id=str(number)) for number in range(3))
 
 
+def test_the_types(serve_in_thread: ServeInThread) -> None:
+    with Client(serve_in_thread(examples()["typed"], threads=1).address) as client:
+        assert client.get("/").body == b"typed"
+
+
 def test_early_hints(serve_in_thread: ServeInThread) -> None:
     server = serve_in_thread(examples()["page"], threads=1)
     with Client(server.address) as client:
