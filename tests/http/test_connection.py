@@ -193,6 +193,15 @@ class TestOrder:
             (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"),
             (GET, LENGTH + b"hello"),
             (LENGTH + b"hello", LENGTH + b"world"),
+            (CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", CHUNKED + b"1\r\nx\r\n0\r\n\r\n"),
+            (
+                b"PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx",
+                b"PUT / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\ny",
+            ),
+            (
+                b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                b"PUT / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            ),
         ],
     )
     def test_each_request_stands_alone(self, first: bytes, second: bytes) -> None:

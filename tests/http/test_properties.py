@@ -227,6 +227,15 @@ def test_a_request_comes_out_as_it_was_put_in(written: list[Written], sizes: lis
     assert outcome.messages == [one.message for one in written]
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@given(requests(), requests())
+def test_the_same_again(one: Written, other: Written) -> None:
+    """A request means the same when its connection has seen it before."""
+    outcome = drive([one.stream, one.stream, other.stream, one.stream, one.stream], eof=True)
+    assert outcome.refusal is None
+    assert outcome.messages == [each.message for each in (one, one, other, one, one)]
+
+
 @settings(max_examples=250, deadline=None, suppress_health_check=SLOW)
 @given(damaged(), cuts, st.sampled_from([LIMITS, TIGHT]), st.booleans())
 @example(b"M" * 54 + b" /" + b"x" * 39 + b" HTTP/1.1\r\nHost: a\r\n\r\n", [1], TIGHT, False)

@@ -63,7 +63,7 @@ class HeadReader:
         self._longest_line = limits.target_size + _AROUND_TARGET
         self._memo = memo
         self._last_section = b""
-        self._last: Request | None = None  # what that came to; None also if it was about a body
+        self._last: Request | None = None  # what that came to
         self._empty_lines = 0
         self._begin()
 
@@ -122,13 +122,13 @@ class HeadReader:
                 last.fields,
                 last.keep_alive,
                 last.content_length,
-                False,
-                False,
+                last.chunked,
+                last.expect_continue,
             )
         if section:
             self._take_fields(section)
         request = self._finish(request_line)
-        if authority is None and not request.has_body and len(section) <= _REPEAT_LIMIT:
+        if authority is None and len(section) <= _REPEAT_LIMIT:
             self._last_section, self._last = section, request
         return request
 
