@@ -71,8 +71,11 @@ def options_of(description: str, *, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def run(tables: Sequence[Table], options: argparse.Namespace) -> None:
-    """Measures every table with the options of `options_of`, prints it, and writes the file if asked."""
+def run(tables: Sequence[Table], options: argparse.Namespace) -> list[Rounds]:
+    """Measures every table with the options of `options_of`, prints it, and writes the file if asked.
+
+    Returns what was measured, by table.
+    """
     if sys.platform != "linux":
         sys.exit("This benchmark reads /proc: it needs Linux.")
     # As an exception, so that the server that runs is ended.
@@ -94,6 +97,7 @@ def run(tables: Sequence[Table], options: argparse.Namespace) -> None:
             "tables": [_as_json(table, rounds) for table, rounds in measured],
         }
         options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return [rounds for _, rounds in measured]
 
 
 def _install(
@@ -153,7 +157,7 @@ def _print_summary(table: Table, rounds: Rounds) -> None:
                 if figures := _reduced(table, rounds, server.name, reduce):
                     _print_figures(word, server.name, table.columns, figures)
     for key in table.ratios:
-        if not (ratios := _ratios(table, rounds, key)):
+        if not (ratios := ratios_of(table, rounds, key)):
             continue
         title = next(column.title for column in table.columns if column.key == key)
         print(f"\nratio of {title}")
@@ -198,7 +202,7 @@ def _reduced(
     return reduced
 
 
-def _ratios(table: Table, rounds: Rounds, key: str) -> dict[str, list[float]]:
+def ratios_of(table: Table, rounds: Rounds, key: str) -> dict[str, list[float]]:
     """For each other server, the first one's figure divided by its, for the rounds in which both have one."""
     first, *others = (server.name for server in table.servers)
     ratios: dict[str, list[float]] = {}
@@ -222,7 +226,7 @@ def _as_json(table: Table, rounds: Rounds) -> dict[str, Any]:
         "ratios": {
             key: {
                 name: {"rounds": each, "median": statistics.median(each)}
-                for name, each in _ratios(table, rounds, key).items()
+                for name, each in ratios_of(table, rounds, key).items()
             }
             for key in table.ratios
         },

@@ -1,5 +1,7 @@
 """Who is measured, and with what. Another server or another workload is another entry here."""
 
+from dataclasses import replace
+
 from apps import HELLO
 from measure import Server, Workload
 
@@ -78,6 +80,8 @@ UVICORN = Server(
     arguments=("-m", "uvicorn", "--host=127.0.0.1", "--port={port}", "--no-access-log", "asgi_{app}"),
     needs=("a2wsgi", "httptools", "uvloop"),
 )
+# The app written for it, not called by a bridge.
+STARLETTE = replace(UVICORN, name="uvicorn, Starlette", needs=("starlette", "httptools", "uvloop"))
 
 BJOERN = Server(
     name="bjoern",

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import ServeInThread
 from tests.server.support import Client, eventually, hello, request, small_listener
+from waitress_async.server.sender import Sender
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -250,6 +251,47 @@ def test_where_there_is_no_body_it_is_closed_unread(
 
 
 # -- the context
+
+
+def test_one_that_never_waits_lets_others_have_the_loop(serve_in_thread: ServeInThread, way: str) -> None:
+    sent = 0
+
+    async def busy() -> AsyncIterator[bytes]:
+        nonlocal sent
+        others = asyncio.Event()
+        asyncio.get_running_loop().call_soon(others.set)
+        while not others.is_set() and sent < 5_000:  # too few bytes for the transport to have enough
+            sent += 1
+            yield b"."
+
+    server = serve_in_thread(App(way, busy))
+    with Client(server.address) as client:
+        assert client.get("/").body.endswith(b"." * sent)
+    assert sent < 1_000
+
+
+def test_what_sends_its_items_is_not_in_its_context(
+    serve_in_thread: ServeInThread, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what the server makes meanwhile, and keeps, would keep the app's variables."""
+    seen = []
+    write = Sender._write
+
+    def note(self: Sender, segments: list[bytes | memoryview]) -> None:
+        seen.append(VARIABLE.get())
+        write(self, segments)
+
+    monkeypatch.setattr(Sender, "_write", note)
+    server = serve_in_thread(App(way, lambda: several(5)))
+    with Client(server.address) as client:
+        assert client.get("/one").body.endswith(b"....")
+    assert set(seen[-4:]) == {"none"}  # what threads had ready may have been sent in theirs
+
+
+async def several(count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        await asyncio.sleep(0)
+        yield b"."
 
 
 def test_it_runs_in_the_context_of_its_request(serve_in_thread: ServeInThread, way: str) -> None:

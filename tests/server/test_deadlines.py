@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -644,6 +644,38 @@ def test_a_response_must_be_taken_at_its_rate(
     downloads.tell_event()
     events._buffer = b"H"
     assert events.receive().body == b"first second"
+
+
+@needs_proc
+def test_who_stops_taking_a_stream_is_cut(
+    serve_in_thread: ServeInThread, clients: ExitStack, cuts: Cuts
+) -> None:
+    """Though sweeps leave it out while it takes what comes."""
+    go_on: list[Callable[[], object]] = []
+
+    async def stream() -> AsyncIterator[bytes]:
+        event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        go_on.append(lambda: loop.call_soon_threadsafe(event.set))
+        yield b"first"
+        await event.wait()
+        while True:
+            yield bytes(100_000)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return stream()  # type: ignore[return-value]
+
+    server = serve_in_thread(app, **RESPONSE, sockets=[small_listener()])
+    client = Connect(server, clients)(request("/"), receive_buffer=16_384)
+    while b"first" not in client._buffer:
+        client._more()
+    connections = server.server._runtime.connections
+    eventually(lambda: len(connections._left_out) == 1, "it is left out")
+    go_on[0]()
+    cuts.take("response_min_rate", client)
+    eventually(lambda: not len(connections), "it is gone")
+    assert not connections._left_out
 
 
 def test_time_is_saved_by_what_was_taken(

@@ -7,12 +7,19 @@ import threading
 from collections.abc import AsyncIterable, Callable
 from contextvars import Context
 from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge.input import Input
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.tasks import Tasks
 from waitress_async.bridge.wakeup import Wakeup
 from waitress_async.errors import ClientDisconnected
+
+if TYPE_CHECKING:
+    from waitress_async.bridge.output import Piece
+
+# Items sent in one turn of the loop of an iterable that never waits.
+_ITEMS_A_TURN: Final = 64
 
 
 class AsyncBodies:
@@ -26,6 +33,8 @@ class AsyncBodies:
         self._limit = limit
         self._lock = threading.Lock()  # of the count
         self._count = 0
+        self.call = Context().run
+        """`call(function)` from within an app's context is as if it were not. Not from within another."""
 
     def reserve(self) -> bool:
         """Count one more that `make` will make. False if there are as many as may be. Any thread."""
@@ -102,27 +111,30 @@ class AsyncBody:
         self._over = False
         self.aborted = False  # what was taken is all there is, and is not the whole
 
-    def take(self) -> tuple[list[bytes], bool]:
+    def take(self) -> tuple[list[Piece], bool]:
         """What there is of it, and whether that is the last. If nothing is there, it is asked for more."""
         if self._item:
             item, self._item = self._item, b""
             return [item], False
         if not self._over:
-            self._ask()
+            self._asked = True
+            if self._task is None:
+                self._task = self._start()
+            elif self._resumed is not None and not self._resumed.done():
+                self._resumed.set_result(None)
         return [], self._over
 
-    def _ask(self) -> None:
-        self._asked = True
-        if self._task is None:
-            kind = getattr(self._iterable, "__qualname__", None) or type(self._iterable).__qualname__
-            # asyncio's debug mode tells the name of a task that holds the loop up.
-            self._task = self._bodies.tasks.start(self._run(), self._context, f"{kind} for {self._path}")
-        elif self._resumed is not None and not self._resumed.done():
-            self._resumed.set_result(None)
+    def _start(self) -> asyncio.Task[None]:
+        kind = getattr(self._iterable, "__qualname__", None) or type(self._iterable).__qualname__
+        # asyncio's debug mode tells the name of a task that holds the loop up.
+        return self._bodies.tasks.start(self._run(), self._context, f"{kind} for {self._path}")
 
     async def _run(self) -> None:
         iterator: AsyncIterable[bytes] = self._iterable
+        items = 0
         try:
+            if self._task is None:  # an eager one, of which the first step is within `take`
+                await asyncio.sleep(0)
             iterator = aiter(self._iterable)
             async for item in iterator:
                 if not isinstance(item, bytes):
@@ -132,8 +144,12 @@ class AsyncBody:
                 if item:
                     self._item = item
                     self._asked = False
-                    self._bodies.tasks.call_soon(self._on_ready)
-                    await self._until_asked()
+                    self._bodies.call(self._on_ready)  # now: a turn of the loop would cost as much again
+                    items += 1
+                    if not items % _ITEMS_A_TURN:
+                        await asyncio.sleep(0)
+                    if not self._asked:
+                        await self._until_asked()
         except asyncio.CancelledError:
             self.aborted = True  # by us, or by the end of the loop
         except BaseException as error:
@@ -144,10 +160,9 @@ class AsyncBody:
             await self._end(iterator)
 
     async def _until_asked(self) -> None:
-        if not self._asked:
-            self._resumed = asyncio.get_running_loop().create_future()
-            await self._resumed
-            self._resumed = None
+        self._resumed = asyncio.get_running_loop().create_future()
+        await self._resumed
+        self._resumed = None
 
     async def _end(self, iterator: AsyncIterable[bytes]) -> None:
         try:

@@ -69,6 +69,7 @@ class Output:
     __slots__ = (
         "_announced",
         "_async_body",
+        "_async_rest",
         "_chunks",
         "_closed",
         "_counted",
@@ -126,6 +127,7 @@ class Output:
         self._finished = False
         self._closed = False
         self._async_body: AsyncBody | None = None  # where the rest comes from
+        self._async_rest: AsyncBody | None = None  # the same, once nothing else is left to take
         self._on_loss: list[Callable[[], object]] | None = None  # for when the client leaves
         self._started = False  # a thread is about to call the app, or has
         self._revoked = False  # none will
@@ -445,6 +447,12 @@ class Output:
         None at all and not the last: `on_ready` is called when there is more. A piece of a file comes
         alone, may be larger, and is reported to `sent` when it is.
         """
+        rest = self._async_rest
+        if rest is not None:  # no thread has anything to do with it any more
+            items, last = rest.take()
+            if last:
+                self._async_ended(rest)
+            return items, last
         with self._lock:
             taken = self._chunks
             ring = self._ring
@@ -466,22 +474,20 @@ class Output:
                 self._wake_if_drained()
             if taken or more or self._async_body is None:
                 return taken, self._finished and not more
-        return self._take_async(self._async_body)
+            self._async_rest = self._async_body
+        return self.take(limit)
+
+    def _async_ended(self, body: AsyncBody) -> None:
+        self.aborted = body.aborted
+        with self._lock:
+            self._finished = True
+            self._on_loss = None
 
     def take_hints(self) -> bytes:
         """The hints that were not taken yet."""
         with self._lock:
             hints, self.hints = self.hints, b""
             return hints
-
-    def _take_async(self, body: AsyncBody) -> tuple[list[Piece], bool]:
-        taken, last = body.take()
-        if last:
-            self.aborted = body.aborted
-            with self._lock:
-                self._finished = True
-                self._on_loss = None
-        return list(taken), last
 
     def _first(self, limit: int) -> list[Piece]:
         """Remove and return the first pieces, of no more than `limit` bytes, or a region alone."""
@@ -554,7 +560,8 @@ class Output:
             if self._drained is not None:
                 self._drained.notify_all()
             ring = self._ring
-            async_body, self._async_body = self._async_body, None
+            async_body = self._async_body
+            self._async_body = self._async_rest = None
             calls, self._on_loss = self._on_loss, None
         _close_regions(unwanted)
         if ring is not None:

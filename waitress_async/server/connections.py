@@ -133,6 +133,7 @@ class Connections:
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep_interval = sweep_interval(settings)
         self._swept_at = 0.0  # in the loop's time
+        self._left_out: set[HTTPProtocol] = set()  # of the next sweep
         self.clock = 0.0
         """Seconds that sweeps have counted, up to the last one. Deadlines are measured by it."""
         self.stamp = self._sweep_interval
@@ -340,6 +341,7 @@ class Connections:
         self._open.remove(counted)
         if not isinstance(counted, Arrival):
             self._protocols.discard(counted)
+            self._left_out.discard(counted)
             self._held_back.pop(counted, None)
             self._hosts[counted.remote_addr] -= 1
             if not self._hosts[counted.remote_addr]:
@@ -407,8 +409,10 @@ class Connections:
         self.clock += elapsed
         self.stamp = self.clock + self._sweep_interval
         try:
-            for protocol in list(self._protocols):
-                protocol.sweep(self.clock, elapsed)
+            left_out, self._left_out = self._left_out, set()
+            for protocol in self._protocols - left_out:
+                if protocol.sweep(self.clock, elapsed):
+                    self._left_out.add(protocol)
             self._cut_late_arrivals()
             self._cuts.flush(self.clock)
             self._heap.sweep(self.clock)

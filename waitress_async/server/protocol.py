@@ -620,11 +620,32 @@ class HTTPProtocol(asyncio.Protocol):
 
     # -- time
 
-    def sweep(self, now: float, elapsed: float) -> None:
+    def sweep(self, now: float, elapsed: float) -> bool:
         """Cut a client that is too slow, or gone. `now` is the sweep's clock, `elapsed` what it moved, in
-        seconds."""
+        seconds. Returns whether the next sweep may leave it out, for it takes a stream as that comes."""
         unsent = self._unsent()
         self._sender.count_unsent(unsent)
+        if not unsent and self._only_streams():
+            self._patience.body_has_come()
+            self._patience.response_is_taken()
+            return True
+        self._sweep(now, elapsed, unsent)
+        return False
+
+    def _only_streams(self) -> bool:
+        """Whether nothing is waited for but the next item of an async body."""
+        exchange = self._exchange
+        return (
+            exchange is not None
+            and exchange.output.goes_on
+            and self._connection.receiving is _DONE
+            and not self._connection.eof
+            and not self._reading_paused
+            and not self._sender.waits_for_room
+            and self._linger_until is None
+        )
+
+    def _sweep(self, now: float, elapsed: float, unsent: int) -> None:
         if self._body_full and int(now) > int(now - elapsed):  # once a second
             self._look_for_room()
         if self._cut_slow_reader(unsent, elapsed) or self._cut_if_gone():
