@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine
 from contextvars import Context
 from functools import partial
+from types import AsyncGeneratorType
 
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.wakeup import Wakeup
+from waitress_async.buffers import BufferMemory
 
 
 class AsyncBodies:
     """The async bodies of one server. Loop's thread, but where it says otherwise."""
 
-    def __init__(self, wakeup: Wakeup, log: LogThread, limit: int) -> None:
+    def __init__(self, wakeup: Wakeup, log: LogThread, memory: BufferMemory, limit: int) -> None:
         """At most `limit` of them; 0 is any number."""
-        self.log = log
+        self.memory = memory
+        self._log = log
         self._wakeup = wakeup
         self._limit = limit
         self._lock = threading.Lock()  # of the count
@@ -40,16 +44,47 @@ class AsyncBodies:
         there is something to take. Any thread."""
         return AsyncBody(self, iterable, context, path, on_ready)
 
-    def discard(self, iterable: AsyncIterable[bytes], context: Context) -> None:
-        """Close an iterable that nobody will ask for anything. Any thread."""
-        self._wakeup.call(partial(self.start, _close(iterable), context, "waitress_async-discard"))
+    def discard(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """Close an iterable that nobody will ask for anything. `path` is for the log. Any thread."""
+        self._wakeup.call(partial(self.discard_now, iterable, context, path))
 
-    def start(self, work: Coroutine[object, object, None], context: Context, name: str) -> asyncio.Task[None]:
+    def discard_now(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """The same, on the loop's thread."""
+        self.start(self.close_each((iterable,), path), context, _name(iterable, path), _nothing)
+
+    def start(
+        self,
+        work: Coroutine[object, object, None],
+        context: Context,
+        name: str,
+        on_done: Callable[[asyncio.Task[None]], object],
+    ) -> asyncio.Task[None]:
         """Run `work` in a task that `wait_closed` waits for."""
-        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
+        loop = asyncio.get_running_loop()
+        # Not by `create_task(context=...)`, which not all task factories of programs know.
+        task = context.run(partial(loop.create_task, work, name=name))
         self._tasks.add(task)
+        task.add_done_callback(on_done, context=self._context)
         task.add_done_callback(self._tasks.discard, context=self._context)
         return task
+
+    async def close_each(self, iterables: tuple[AsyncIterable[bytes], ...], path: str) -> None:
+        """Close them, whatever comes of it. Raises nothing: the loop must not be ended by a SystemExit."""
+        for iterable in iterables:
+            try:
+                aclose = getattr(iterable, "aclose", None)
+                if aclose is not None:
+                    await aclose()
+            except GeneratorExit:  # its loop is closed
+                raise
+            except asyncio.CancelledError:
+                pass
+            except BaseException as error:
+                self.tell("Exception in aclose() of the async body of %s", path, error)
+
+    def tell(self, message: str, path: str, error: BaseException) -> None:
+        """Have an error logged, with its traceback."""
+        self._log.log_exception(error, message, path)
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call()` made by the loop, in none of the apps' contexts."""
@@ -60,11 +95,22 @@ class AsyncBodies:
         with self._lock:
             self._count -= 1
 
-    async def wait_closed(self, timeout: float | None = None) -> list[str]:
-        """Wait for all tasks to end, at most `timeout` seconds. Returns the names of those that have not."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+    def cancel(self) -> None:
+        """Cancel what is left."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the tasks that are left."""
         return [task.get_name() for task in self._tasks]
+
+    async def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait for all tasks to end, at most `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
 
 class AsyncBody:
@@ -77,7 +123,9 @@ class AsyncBody:
         "_asked",
         "_bodies",
         "_closed",
+        "_closing",
         "_context",
+        "_counted",
         "_item",
         "_iterable",
         "_on_ready",
@@ -102,28 +150,45 @@ class AsyncBody:
         self._path = path  # escaped for the log
         self._on_ready = on_ready
         self._task: asyncio.Task[None] | None = None
-        self._item = b""
+        self._item: bytes | memoryview = b""  # what is left of it
+        self._counted = 0  # bytes of that in `bodies.memory`
         self._asked = False
         self._resumed: asyncio.Future[None] | None = None  # what waits to be asked
-        self._closed = False
+        self._closed = False  # nobody will take any more
+        self._closing = False  # what it drains is being closed
         self._over = False
         self.aborted = False  # what was taken is all there is, and is not the whole
 
-    def take(self) -> tuple[list[bytes], bool]:
-        """What there is of it, and whether that is the last. If nothing is there, it is asked for more."""
-        if self._item:
-            item, self._item = self._item, b""
+    def take(self, limit: int) -> tuple[list[bytes | memoryview], bool]:
+        """What there is of it, at most `limit` bytes, and whether that is the last.
+
+        If nothing is there, it is asked for more.
+        """
+        item = self._item
+        if len(item) > limit:
+            view = memoryview(item)
+            self._keep(view[limit:])
+            return [view[:limit]], False
+        if item:
+            self._keep(b"")
             return [item], False
         if not self._over:
             self._ask()
         return [], self._over
 
+    def _keep(self, rest: bytes | memoryview) -> None:
+        """This is left of the item. What is cut up may wait here for the client, and is counted."""
+        self._item = rest
+        if rest or self._counted:
+            self._bodies.memory.add(len(rest) - self._counted)
+            self._counted = len(rest)
+
     def _ask(self) -> None:
         self._asked = True
         if self._task is None:
-            kind = getattr(self._iterable, "__qualname__", None) or type(self._iterable).__qualname__
             # asyncio's debug mode tells the name of a task that holds the loop up.
-            self._task = self._bodies.start(self._run(), self._context, f"{kind} for {self._path}")
+            name = _name(self._iterable, self._path)
+            self._task = self._bodies.start(self._run(), self._context, name, self._done)
         elif self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
 
@@ -132,6 +197,8 @@ class AsyncBody:
         try:
             iterator = aiter(self._iterable)
             async for item in iterator:
+                if self._closed:  # it goes on though it was cancelled
+                    break
                 if not isinstance(item, bytes):
                     raise TypeError(f"an async body must yield bytes, not {type(item).__name__}")
                 if item:
@@ -139,13 +206,19 @@ class AsyncBody:
                     self._asked = False
                     self._bodies.call_soon(self._on_ready)
                     await self._until_asked()
+                else:
+                    await asyncio.sleep(0)  # or one that yields nothing else would hold the loop
+        except GeneratorExit:  # it was left to itself, and its loop is closed
+            raise
         except asyncio.CancelledError:
             self.aborted = True  # by us, or by the end of the loop
         except BaseException as error:
             self.aborted = True
-            self._tell("Exception in the async body of %s", error)
-        finally:
-            await self._end(iterator)
+            self._bodies.tell("Exception in the async body of %s", self._path, error)
+        self._closing = True
+        made = () if iterator is self._iterable else (iterator,)
+        await self._bodies.close_each((*made, self._iterable), self._path)
+        self._end()
 
     async def _until_asked(self) -> None:
         if not self._asked:
@@ -153,36 +226,41 @@ class AsyncBody:
             await self._resumed
             self._resumed = None
 
-    async def _end(self, iterator: AsyncIterable[bytes]) -> None:
-        try:
-            await _close(iterator)
-            if iterator is not self._iterable:  # which had made it
-                await _close(self._iterable)
-        except asyncio.CancelledError:
-            pass
-        except BaseException as error:
-            self._tell("Exception in aclose() of the async body of %s", error)
+    def _end(self) -> None:
         self._over = True
         self._bodies.ended()
         if not self._closed:
             self._bodies.call_soon(self._on_ready)
 
-    def _tell(self, message: str, error: BaseException) -> None:
-        self._bodies.log.log_exception(error, message, self._path)
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._over:
+            return
+        self.aborted = True  # it was cancelled before its first step, or a GeneratorExit is the app's
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bodies.tell("Exception in the async body of %s", self._path, error)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Nothing will be asked of it."""
+        self._bodies.discard_now(self._iterable, self._context, self._path)
+        self._end()
 
     def close(self) -> None:
         """Nobody will take any more."""
         self._closed = True
-        self._item = b""
+        self._keep(b"")
         if self._task is not None:
-            self._task.cancel()
+            if not self._closing:
+                self._task.cancel()
         elif not self._over:
-            self._over = True
-            self._bodies.ended()
-            self._bodies.discard(self._iterable, self._context)
+            self._give_up()
 
 
-async def _close(iterable: AsyncIterable[bytes]) -> None:
-    aclose = getattr(iterable, "aclose", None)
-    if aclose is not None:
-        await aclose()
+def _name(iterable: AsyncIterable[bytes], path: str) -> str:
+    """A name for the task that drains it. What else it has for a name may be code of the app's."""
+    named = iterable if isinstance(iterable, AsyncGeneratorType) else type(iterable)
+    return f"{named.__qualname__} for {path}"
+
+
+def _nothing(_task: asyncio.Task[None]) -> None:
+    pass

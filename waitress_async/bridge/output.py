@@ -307,14 +307,18 @@ class Output:
         with self._lock:
             self._async_body = body
             self.goes_on = True
-            if not self._closed:
+            closed = self._closed
+            if not closed:
                 self._announce()
-                return
-        self._wakeup.call(body.close)
+            ring = self._ring if self._ring is not None and not self._ring.unsent else None
+        if closed:
+            self._wakeup.call(body.close)
+        elif ring is not None:
+            ring.close()
 
-    def discard_async(self, iterable: AsyncIterable[bytes], context: Context) -> None:
-        """Close an async iterable that is not wanted."""
-        self._store.async_bodies.discard(iterable, context)
+    def discard_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """Close an async iterable that is not wanted. `path` is for the log."""
+        self._store.async_bodies.discard(iterable, context, path)
 
     def _finish(self, chunks: Sequence[Piece], size: int, *, has_region: bool) -> None:
         ring = None
@@ -458,7 +462,7 @@ class Output:
                 self._wake_if_drained()
             if taken or more or self._async_body is None:
                 return taken, self._finished and not more
-        return self._take_async(self._async_body)
+        return self._take_async(self._async_body, limit)
 
     def take_hints(self) -> bytes:
         """The hints that were not taken yet."""
@@ -466,8 +470,8 @@ class Output:
             hints, self.hints = self.hints, b""
             return hints
 
-    def _take_async(self, body: AsyncBody) -> tuple[list[Piece], bool]:
-        taken, last = body.take()
+    def _take_async(self, body: AsyncBody, limit: int) -> tuple[list[Piece], bool]:
+        taken, last = body.take(limit)
         if last:
             self.aborted = body.aborted
             with self._lock:
@@ -526,7 +530,7 @@ class Output:
             ring.sent(region.size)
             if self._wake_at >= 0:
                 self._wake_if_drained()
-            over = self._finished and not ring.unsent
+            over = (self._finished or self._async_body is not None) and not ring.unsent
         if over:
             ring.close()
 
