@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given
@@ -103,15 +105,82 @@ async def test_keep_alive_closes_what_it_was_given() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_keep_alive_passes_errors_on() -> None:
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
+async def test_keep_alive_passes_errors_on(error: type[BaseException]) -> None:
     async def events() -> AsyncIterator[bytes]:
         yield b"first"
-        raise LookupError("on purpose")
+        raise error("on purpose")
 
     stream = sse.keep_alive(events())
     assert await anext(stream) == b"first"
-    with pytest.raises(LookupError):
+    with pytest.raises(error):
         await anext(stream)
+
+
+async def test_keep_alive_asks_for_all_in_one_task() -> None:
+    """As timeouts, task groups and context variables need."""
+    variable = ContextVar("variable", default=0)
+    tasks = set()
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            async with asyncio.timeout(0.01):
+                for number in range(3):
+                    tasks.add(asyncio.current_task())
+                    assert variable.get() == number
+                    variable.set(number + 1)
+                    yield b"%d" % number
+                await asyncio.Event().wait()
+        except TimeoutError:
+            yield b"timed out"
+        finally:
+            tasks.add(asyncio.current_task())
+
+    assert [item async for item in sse.keep_alive(events(), 30)] == [b"0", b"1", b"2", b"timed out"]
+    assert len(tasks) == 1
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_keep_alive_passes_on_what_is_raised_when_it_is_closed() -> None:
+    errors: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"first"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError("on purpose")
+
+    stream = sse.keep_alive(events(), 0.01)
+    assert [await anext(stream), await anext(stream)] == [b"first", b":\n\n"]
+    with pytest.raises(LookupError, match="on purpose"):
+        await stream.aclose()  # type: ignore[attr-defined]
+    del stream
+    gc.collect()
+    assert errors == []
+
+
+async def test_keep_alive_ends_what_goes_on_though_it_was_cancelled() -> None:
+    ended: list[str] = []
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    yield b"more"
+        except BaseException as error:
+            ended.append(type(error).__name__)
+            raise
+
+    stream = sse.keep_alive(events(), 0.01)
+    assert [await anext(stream), await anext(stream)] == [b"first", b":\n\n"]
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert ended == ["GeneratorExit"]
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_all_subscribers_get_all_from_their_time_on() -> None:

@@ -12,6 +12,8 @@ HEADERS: Final = (("Content-Type", "text/event-stream; charset=utf-8"), ("Cache-
 
 _COMMENT: Final = b":\n\n"
 
+_FIRST: Final = asyncio.FIRST_COMPLETED
+
 
 def event(
     data: str = "", *, event: str | None = None, id: str | None = None, retry: int | None = None
@@ -46,34 +48,45 @@ def last_event_id(environ: Mapping[str, Any]) -> str | None:
 async def keep_alive(events: AsyncIterator[bytes], interval: float = 15.0) -> AsyncIterator[bytes]:
     """Yield `events`, and a comment whenever `interval` seconds have passed without one.
 
-    Proxies close what is silent for long. Closes `events` at its end.
+    Proxies close what is silent for long. `events` are asked for by one task of their own, which closes them
+    at its end: timeouts, task groups and context variables in them work as they do without this.
     """
-    waiting: asyncio.Task[bytes] | None = None
+    asked: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()
+    asking = asyncio.ensure_future(_ask(events, asked))
     try:
         while True:
-            if waiting is None:
-                waiting = asyncio.ensure_future(_next(events))
-            done, _ = await asyncio.wait((waiting,), timeout=interval)
-            if not done:
-                yield _COMMENT
-                continue
-            finished, waiting = waiting, None
-            try:
-                item = finished.result()
-            except StopAsyncIteration:
-                return
-            yield item
+            answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            asked.put_nowait(answer)
+            while not answer.done():
+                done, _ = await asyncio.wait((asking, answer), timeout=interval, return_when=_FIRST)
+                if not done:
+                    yield _COMMENT
+                elif not answer.done():
+                    asking.result()  # what they have raised, a CancelledError too
+                    return
+            yield answer.result()
     finally:
-        if waiting is not None:
-            waiting.cancel()
-            await asyncio.wait((waiting,))
+        asked.put_nowait(None)
+        asking.cancel()
+        await asyncio.wait((asking,))
+        if not asking.cancelled():
+            asking.result()  # what they have raised when they were cancelled
+
+
+async def _ask(events: AsyncIterator[bytes], asked: asyncio.Queue[asyncio.Future[bytes] | None]) -> None:
+    """Answer each that is asked with the next of `events`, until they end, or None asks."""
+    try:
+        answer = await asked.get()
+        async for item in events:
+            if answer is not None:
+                answer.set_result(item)
+                answer = await asked.get()
+            if answer is None:
+                break
+    finally:
         aclose = getattr(events, "aclose", None)
         if aclose is not None:
             await aclose()
-
-
-async def _next(events: AsyncIterator[bytes]) -> bytes:
-    return await anext(events)
 
 
 class Channel:
@@ -110,7 +123,7 @@ class Channel:
             subscriber.end()
 
     async def subscribe(self) -> AsyncIterator[bytes]:
-        """The events from now on. Ends with `close`, or when it is cut."""
+        """The events from when the first is asked for. Ends with `close`, or when it is cut."""
         subscriber = _Subscriber()
         if self._closed:
             return

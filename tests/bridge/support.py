@@ -9,6 +9,7 @@ from contextvars import Context
 from typing import TypeVarTuple, Unpack, cast
 
 from waitress_async.bridge import AsyncBodies, LogThread, Tasks, Wakeup
+from waitress_async.buffers import BufferMemory
 
 Ts = TypeVarTuple("Ts")
 
@@ -47,4 +48,4 @@ def wait(predicate: Callable[[], object]) -> None:
 
 def no_async_bodies(loop: asyncio.AbstractEventLoop) -> AsyncBodies:
     """For outputs that have none."""
-    return AsyncBodies(Wakeup(loop), cast(LogThread, None), 0, Tasks())
+    return AsyncBodies(Wakeup(loop), cast(LogThread, None), cast(BufferMemory, None), 0, Tasks())

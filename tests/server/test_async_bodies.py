@@ -402,7 +402,9 @@ def test_what_is_no_bytes_is_a_clear_error(
     assert "Exception in the async body of /wrong" in caplog.text
 
 
-@pytest.mark.parametrize("error", [LookupError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize(
+    "error", [LookupError, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
 def test_whatever_it_raises_the_loop_lives_on(
     serve_in_thread: ServeInThread, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:

@@ -93,15 +93,16 @@ async def test_an_app_that_is_never_behind_does_not_hold_the_loop() -> None:
     connection.next_event()
     wakeup = Wakeup(asyncio.get_running_loop())
     log = LogThread(wakeup)
+    memory = BufferMemory(1_000_000)
     store = OutputStore(
         1,
         1,
-        BufferMemory(1_000_000),
+        memory,
         Spool(),
         nullcontext,
         lambda task: task,
         bool,
-        AsyncBodies(wakeup, log, 0, Tasks()),
+        AsyncBodies(wakeup, log, memory, 0, Tasks()),
     )
     sender = Sender(Greedy(), connection, DefaultFields(None), store, log, lambda _whole: None)
     source = Endless()

@@ -116,6 +116,18 @@ def test_from_everywhere_in_an_app(serve_in_thread: ServeInThread, connect: Conn
     assert closed == [f"close {server.thread.name}"]
 
 
+def test_asyncio_is_told_what_is_called(serve_in_thread: ServeInThread, connect: Connect) -> None:
+    """Its debug mode tells the name of a task that holds the loop up."""
+
+    async def which() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_name()
+
+    server = serve_in_thread(Calling(lambda: from_thread.run(which)))
+    assert connect(server).get().body.decode() == f"{which.__qualname__} for a thread"
+
+
 def test_the_environ_has_the_same(serve_in_thread: ServeInThread, connect: Connect) -> None:
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", [])

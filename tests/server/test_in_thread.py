@@ -256,3 +256,35 @@ def test_ctrl_c_while_the_end_is_waited_for_cuts_what_is_left() -> None:
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split("\n") == ["cut", "interrupted ['MainThread']", ""]
+
+
+ENTERING = """
+import asyncio, contextlib, os, signal, threading
+from waitress_async import Server
+
+@contextlib.asynccontextmanager
+async def lifespan():
+    os.kill(os.getpid(), signal.SIGINT)  # while the main thread waits for the start
+    await asyncio.Event().wait()
+    yield
+
+try:
+    with Server(lambda *_: [], host="127.0.0.1", port=0, lifespan=lifespan).in_thread():
+        print("served", flush=True)
+except BaseException as error:
+    print(type(error).__name__, [thread.name for thread in threading.enumerate()])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_while_the_start_is_waited_for_is_what_is_raised() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", ENTERING],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "KeyboardInterrupt ['MainThread']\n"

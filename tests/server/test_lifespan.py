@@ -609,7 +609,7 @@ async def test_one_that_does_not_end_is_cut_at_the_deadline(
         await server.serve_forever()
     assert life.events == ["entering", "entered", "leaving", "cancelled"]
     assert told(caplog) == ["The lifespan is cut: it does not end in time"]
-    assert not server.is_lifespan_stuck
+    assert not server.is_stuck
 
 
 @on_each_loop
@@ -643,16 +643,16 @@ async def test_one_that_goes_on_though_it_is_cut_is_left_to_itself(
     with nothing_left():
         server = local_server(lifespan=life, graceful_timeout=0)
         await server.start()
-        stuck = [server.is_lifespan_stuck]
+        stuck = [server.is_stuck]
         await bounded(server.stop())
-        stuck.append(server.is_lifespan_stuck)
+        stuck.append(server.is_stuck)
         assert told(caplog) == [
             "The lifespan is cut: it does not end in time",
             "The lifespan goes on though it was cut, and is left to itself",
         ]
         freed.set()
         await eventually_async(lambda: life.events[-1] == "left", "it has ended after all")
-        assert [*stuck, server.is_lifespan_stuck] == [False, True, False]
+        assert [*stuck, server.is_stuck] == [False, True, False]
 
 
 # -- it ends by itself

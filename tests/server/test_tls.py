@@ -38,6 +38,8 @@ from tests.server.support import (
     small_listener,
     temporary_files,
 )
+from tests.server.test_async_bodies import Steps, chunk, numbers
+from tests.server.test_async_bodies import head as head_of
 from tests.server.test_deadlines import Clock, Gate
 from tests.server.test_tls_contexts import CLIENTS, SOMEBODY_ELSE, Files, name_of
 from tests.wsgi.logs import Log, strict_log
@@ -919,6 +921,25 @@ def test_a_reader_that_is_too_slow(serve: Serve, connect: Connect, caplog: pytes
     assert app.closed.wait(DEADLINE)
     eventually(lambda: count(server) == 0, "it is cut")
     eventually(lambda: "response_min_rate: 127.0.0.1:" in caplog.text, "the log says so")
+
+
+def test_a_reader_of_a_slow_stream_is_not_too_slow(serve: Serve, connect: Connect) -> None:
+    """It takes all there is, though there is little, and something new at each sweep."""
+    steps = Steps()
+
+    def app(_environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        start_response("200 OK", [])
+        return numbers(steps, 12)
+
+    server = serve(app, response_min_rate=1_000_000_000, min_rate_grace=0.1)
+    client = connect(server)
+    client.send(request())
+    assert head_of(client)
+    for number in range(12):
+        steps.go()
+        assert chunk(client) == b"%d;" % number
+        wait_swept(server, 0.01)
+    assert chunk(client) == b""
 
 
 def test_a_reader_of_the_last_bytes_that_is_too_slow(

@@ -87,7 +87,7 @@ class RecordingSink:
     def finish_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
         self._note("finish_async", wanted=self.head is not None)
 
-    def discard_async(self, iterable: AsyncIterable[bytes], context: Context) -> None:
+    def discard_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
         self.calls.append("discard_async")
 
     def is_closed(self) -> bool:

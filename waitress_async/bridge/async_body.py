@@ -7,12 +7,14 @@ import threading
 from collections.abc import AsyncIterable, Callable
 from contextvars import Context
 from functools import partial
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Final
 
 from waitress_async.bridge.input import Input
 from waitress_async.bridge.logs import LogThread
 from waitress_async.bridge.tasks import Tasks
 from waitress_async.bridge.wakeup import Wakeup
+from waitress_async.buffers import BufferMemory
 from waitress_async.errors import ClientDisconnected
 
 if TYPE_CHECKING:
@@ -25,10 +27,13 @@ _ITEMS_A_TURN: Final = 64
 class AsyncBodies:
     """The async bodies of one server. Loop's thread, but where it says otherwise."""
 
-    def __init__(self, wakeup: Wakeup, log: LogThread, limit: int, tasks: Tasks) -> None:
+    def __init__(
+        self, wakeup: Wakeup, log: LogThread, memory: BufferMemory, limit: int, tasks: Tasks
+    ) -> None:
         """At most `limit` of them; 0 is any number. They are drained in `tasks`."""
-        self.log = log
+        self.memory = memory
         self.tasks = tasks
+        self._log = log
         self._wakeup = wakeup
         self._limit = limit
         self._lock = threading.Lock()  # of the count
@@ -56,9 +61,31 @@ class AsyncBodies:
         there is something to take. `request_body` is closed at its end. Any thread."""
         return AsyncBody(self, iterable, context, path, request_body, on_ready)
 
-    def discard(self, iterable: AsyncIterable[bytes], context: Context) -> None:
-        """Close an iterable that nobody will ask for anything. Any thread."""
-        self._wakeup.call(partial(self.tasks.start, _close(iterable), context, "waitress_async-discard"))
+    def discard(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """Close an iterable that nobody will ask for anything. `path` is for the log. Any thread."""
+        self._wakeup.call(partial(self.discard_now, iterable, context, path))
+
+    def discard_now(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """The same, on the loop's thread."""
+        self.tasks.start(self.close_each((iterable,), path), context, _name(iterable, path))
+
+    async def close_each(self, iterables: tuple[AsyncIterable[bytes], ...], path: str) -> None:
+        """Close them, whatever comes of it. Raises nothing: the loop must not be ended by a SystemExit."""
+        for iterable in iterables:
+            try:
+                aclose = getattr(iterable, "aclose", None)
+                if aclose is not None:
+                    await aclose()
+            except GeneratorExit:  # its loop is closed
+                raise
+            except asyncio.CancelledError:
+                pass
+            except BaseException as error:
+                self.tell("Exception in aclose() of the async body of %s", path, error)
+
+    def tell(self, message: str, path: str, error: BaseException) -> None:
+        """Have an error logged, with its traceback."""
+        self._log.log_exception(error, message, path)
 
     def ended(self) -> None:
         """One that was reserved is over."""
@@ -76,7 +103,9 @@ class AsyncBody:
         "_asked",
         "_bodies",
         "_closed",
+        "_closing",
         "_context",
+        "_counted",
         "_item",
         "_iterable",
         "_on_ready",
@@ -104,30 +133,44 @@ class AsyncBody:
         self._request_body = request_body
         self._on_ready = on_ready
         self._task: asyncio.Task[None] | None = None
-        self._item = b""
+        self._item: bytes | memoryview = b""  # what is left of it
+        self._counted = 0  # bytes of that in `bodies.memory`
         self._asked = False
         self._resumed: asyncio.Future[None] | None = None  # what waits to be asked
-        self._closed = False
+        self._closed = False  # nobody will take any more
+        self._closing = False  # what it drains is being closed
         self._over = False
         self.aborted = False  # what was taken is all there is, and is not the whole
 
-    def take(self) -> tuple[list[Piece], bool]:
-        """What there is of it, and whether that is the last. If nothing is there, it is asked for more."""
-        if self._item:
-            item, self._item = self._item, b""
+    def take(self, limit: int) -> tuple[list[Piece], bool]:
+        """What there is of it, at most `limit` bytes, and whether that is the last.
+
+        If nothing is there, it is asked for more.
+        """
+        item = self._item
+        if len(item) > limit:
+            view = memoryview(item)
+            self._keep(view[limit:])
+            return [view[:limit]], False
+        if item:
+            self._keep(b"")
             return [item], False
         if not self._over:
             self._asked = True
             if self._task is None:
-                self._task = self._start()
+                # asyncio's debug mode tells the name of a task that holds the loop up.
+                name = _name(self._iterable, self._path)
+                self._task = self._bodies.tasks.start(self._run(), self._context, name, self._done)
             elif self._resumed is not None and not self._resumed.done():
                 self._resumed.set_result(None)
         return [], self._over
 
-    def _start(self) -> asyncio.Task[None]:
-        kind = getattr(self._iterable, "__qualname__", None) or type(self._iterable).__qualname__
-        # asyncio's debug mode tells the name of a task that holds the loop up.
-        return self._bodies.tasks.start(self._run(), self._context, f"{kind} for {self._path}")
+    def _keep(self, rest: bytes | memoryview) -> None:
+        """This is left of the item. What is cut up may wait here for the client, and is counted."""
+        self._item = rest
+        if rest or self._counted:
+            self._bodies.memory.add(len(rest) - self._counted)
+            self._counted = len(rest)
 
     async def _run(self) -> None:
         iterator: AsyncIterable[bytes] = self._iterable
@@ -137,65 +180,76 @@ class AsyncBody:
                 await asyncio.sleep(0)
             iterator = aiter(self._iterable)
             async for item in iterator:
+                if self._closed:  # it goes on though it was cancelled, or was told that the client is gone
+                    break
                 if not isinstance(item, bytes):
                     raise TypeError(f"an async body must yield bytes, not {type(item).__name__}")
-                if self._closed:  # it was told that the client is gone
-                    break
                 if item:
                     self._item = item
                     self._asked = False
                     self._bodies.call(self._on_ready)  # now: a turn of the loop would cost as much again
-                    items += 1
-                    if not items % _ITEMS_A_TURN:
-                        await asyncio.sleep(0)
-                    if not self._asked:
-                        await self._until_asked()
+                items += 1
+                if not items % _ITEMS_A_TURN:
+                    await asyncio.sleep(0)
+                if not self._asked:
+                    await self._until_asked()
+        except GeneratorExit:  # it was left to itself, and its loop is closed
+            raise
         except asyncio.CancelledError:
             self.aborted = True  # by us, or by the end of the loop
         except BaseException as error:
             self.aborted = True
             if not (self._closed and _says_disconnected(error)):
-                self._tell("Exception in the async body of %s", error)
-        finally:
-            await self._end(iterator)
+                self._bodies.tell("Exception in the async body of %s", self._path, error)
+        self._closing = True
+        made = () if iterator is self._iterable else (iterator,)
+        await self._bodies.close_each((*made, self._iterable), self._path)
+        self._end()
 
     async def _until_asked(self) -> None:
         self._resumed = asyncio.get_running_loop().create_future()
         await self._resumed
         self._resumed = None
 
-    async def _end(self, iterator: AsyncIterable[bytes]) -> None:
-        try:
-            await _close(iterator)
-            if iterator is not self._iterable:  # which had made it
-                await _close(self._iterable)
-        except asyncio.CancelledError:
-            pass
-        except BaseException as error:
-            self._tell("Exception in aclose() of the async body of %s", error)
-        self._is_over()
-        if not self._closed:
-            self._bodies.tasks.call_soon(self._on_ready)
-
-    def _is_over(self) -> None:
+    def _end(self) -> None:
         self._over = True
         self._bodies.ended()
         if self._request_body is not None:
             self._bodies.tasks.call_soon(self._request_body.close)
+        if not self._closed:
+            self._bodies.tasks.call_soon(self._on_ready)
 
-    def _tell(self, message: str, error: BaseException) -> None:
-        self._bodies.log.log_exception(error, message, self._path)
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._over:
+            return
+        self.aborted = True  # it was cancelled before its first step, or a GeneratorExit is the app's
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bodies.tell("Exception in the async body of %s", self._path, error)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Nothing will be asked of it."""
+        self._bodies.discard_now(self._iterable, self._context, self._path)
+        self._end()
 
     def close(self) -> None:
         """Nobody will take any more. If it waits for the request's body, that is about to tell it."""
         self._closed = True
-        self._item = b""
+        self._keep(b"")
         if self._task is None:
             if not self._over:
-                self._is_over()
-                self._bodies.discard(self._iterable, self._context)
-        elif self._request_body is None or not self._request_body.is_awaited_by(self._task):
+                self._give_up()
+        elif not self._closing and not self._waits_for_request_body(self._task):
             self._task.cancel()
+
+    def _waits_for_request_body(self, task: asyncio.Task[None]) -> bool:
+        return self._request_body is not None and self._request_body.is_awaited_by(task)
+
+
+def _name(iterable: AsyncIterable[bytes], path: str) -> str:
+    """A name for the task that drains it. What else it has for a name may be code of the app's."""
+    named = iterable if isinstance(iterable, AsyncGeneratorType) else type(iterable)
+    return f"{named.__qualname__} for {path}"
 
 
 def _says_disconnected(error: BaseException) -> bool:
@@ -203,9 +257,3 @@ def _says_disconnected(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(ClientDisconnected)[1] is None
     return isinstance(error, ClientDisconnected)
-
-
-async def _close(iterable: AsyncIterable[bytes]) -> None:
-    aclose = getattr(iterable, "aclose", None)
-    if aclose is not None:
-        await aclose()

@@ -312,14 +312,18 @@ class Output:
         with self._lock:
             self._async_body = body
             self.goes_on = True
-            if not self._closed:
+            closed = self._closed
+            if not closed:
                 self._announce()
-                return
-        self._wakeup.call(body.close)
+            ring = self._ring if self._ring is not None and not self._ring.unsent else None
+        if closed:
+            self._wakeup.call(body.close)
+        elif ring is not None:
+            ring.close()
 
-    def discard_async(self, iterable: AsyncIterable[bytes], context: Context) -> None:
-        """Close an async iterable that is not wanted."""
-        self._store.async_bodies.discard(iterable, context)
+    def discard_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """Close an async iterable that is not wanted. `path` is for the log."""
+        self._store.async_bodies.discard(iterable, context, path)
 
     def _finish(self, chunks: Sequence[Piece], size: int, *, has_region: bool) -> None:
         ring = None
@@ -449,7 +453,7 @@ class Output:
         """
         rest = self._async_rest
         if rest is not None:  # no thread has anything to do with it any more
-            items, last = rest.take()
+            items, last = rest.take(limit)
             if last:
                 self._async_ended(rest)
             return items, last
@@ -540,7 +544,7 @@ class Output:
             ring.sent(region.size)
             if self._wake_at >= 0:
                 self._wake_if_drained()
-            over = self._finished and not ring.unsent
+            over = (self._finished or self._async_body is not None) and not ring.unsent
         if over:
             ring.close()
 

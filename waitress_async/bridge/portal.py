@@ -233,8 +233,10 @@ class _AsyncCall(_Call[T]):
         if self._is_over:
             return
         making = self._make()
+        # asyncio's debug mode tells the name of a task that holds the loop up.
+        create_task = partial(self._loop.create_task, making, name=f"{self.name} for a thread")
         try:
-            self.task = self._context.run(self._loop.create_task, making)
+            self.task = self._context.run(create_task)
         except BaseException as error:  # of a task factory that is the program's
             making.close()
             self._end(None, error)

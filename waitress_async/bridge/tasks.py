@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -28,19 +30,32 @@ class Tasks:
 
         `on_end(task)` is called when it has ended, in none of the apps' contexts.
         """
-        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
+        loop = asyncio.get_running_loop()
+        # Not by `create_task(context=...)`, which not all task factories of programs know.
+        task: asyncio.Task[T] = context.run(partial(loop.create_task, work, name=name))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard, context=self._context)
         if on_end is not None:
             task.add_done_callback(on_end, context=self._context)
+        task.add_done_callback(self._tasks.discard, context=self._context)
         return task
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call()` made by the loop, in none of the apps' contexts."""
         asyncio.get_running_loop().call_soon(call, context=self._context)
 
-    async def wait_closed(self, timeout: float | None = None) -> list[str]:
-        """Wait for all tasks to end, at most `timeout` seconds. Returns the names of those that have not."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+    def cancel(self) -> None:
+        """Cancel what is left."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the tasks that are left."""
         return [task.get_name() for task in self._tasks]
+
+    async def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait for all tasks to end, those that they start too, at most `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)

@@ -15,12 +15,13 @@ class EncryptedProtocol(HTTPProtocol):
     """HTTP over TLS. No half of it can be closed, it must not be closed twice, it waits for the client's word
     when it is, and it neither tells how much is unsent nor that what is written goes nowhere."""
 
-    __slots__ = ("_room_seen", "_told_sent")
+    __slots__ = ("_room_seen", "_room_since", "_told_sent")
 
     def __init__(self, runtime: Runtime, ends: Ends) -> None:
         super().__init__(runtime, ends)
         self._told_sent = 0  # of the sender's progress, what the system has for sure
         self._room_seen: tuple[int, float] | None = None  # the progress then, and when, by the sweep's clock
+        self._room_since: float | None = None  # the system has taken more at each sweep, by the same clock
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -79,11 +80,21 @@ class EncryptedProtocol(HTTPProtocol):
             return size
         now = self._runtime.connections.clock
         if is_full(self._transport):
-            self._room_seen = None
+            self._room_seen = self._room_since = None
             return 1
+        if self._room_since is None:
+            self._room_since = now
         if self._room_seen is None or self._room_seen[0] != progress:
             self._room_seen = progress, now
         if self._room_seen[1] == now:
             return 1
         self._told_sent = progress
         return 0
+
+    def _is_behind(self, unsent: int) -> bool:
+        """Of a stream there is something new at each sweep, which is not known to be sent. But what there was
+        at the last one is, if the system took more then, and does now."""
+        if super()._unsent() or self._sender.waits_for_room:
+            return True
+        has_room = self._room_since is not None and self._room_since < self._runtime.connections.clock
+        return bool(unsent) and not has_room

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from waitress_async.bridge import BackgroundThread
-from waitress_async.errors import LifespanError, SettingsError
+from waitress_async.errors import LifespanError, ServerClosed, SettingsError
 from waitress_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def own_loop(server: Server, settings: Settings) -> Iterator[asyncio.Runner]:
     try:
         yield runner
     finally:
-        if server.is_lifespan_stuck:  # the runner would wait for it for ever
+        if server.is_stuck:  # the runner would wait for that for ever
             runner.get_loop().close()
         else:
             runner.close()
@@ -55,7 +55,7 @@ def serve_in_thread(server: S, settings: Settings) -> Iterator[S]:
         if thread.wait_ready():
             yield server
     except BaseException:
-        with contextlib.suppress(LifespanError):  # which the log has
+        with contextlib.suppress(LifespanError, ServerClosed):  # the log has it; it was stopped as it started
             _stop(server, thread)
         raise
     _stop(server, thread)

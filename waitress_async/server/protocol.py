@@ -686,7 +686,7 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _cut_slow_reader(self, unsent: int, elapsed: float) -> bool:
         """Cut a client that does not take its response. Returns whether it was."""
-        if not unsent and not self._sender.waits_for_room:
+        if not self._is_behind(unsent):
             self._patience.response_is_taken()
             return False
         # What the system has taken may be megabytes from having arrived, and it takes more in large steps.
@@ -698,6 +698,10 @@ class HTTPProtocol(asyncio.Protocol):
         self._tell_cut("response_min_rate", f"it took {taken} bytes, and more wait for it")
         reset(self._transport)  # or the system would go on to offer what it holds
         return True
+
+    def _is_behind(self, unsent: int) -> bool:
+        """Whether there is some of the response that its client has had the time to take."""
+        return bool(unsent) or self._sender.waits_for_room
 
     def _sweep_body(self, elapsed: float) -> None:
         if self._connection.receiving is not _BODY:

@@ -281,7 +281,7 @@ class Server:
             waiting=pool.lending,
             promise=pool.promise,
             tell=callbacks.submit,
-            async_bodies=AsyncBodies(wakeup, log, settings.max_streams, tasks),
+            async_bodies=AsyncBodies(wakeup, log, memory, settings.max_streams, tasks),
         )
         return Runtime(
             loop=loop,
@@ -463,10 +463,15 @@ class Server:
         return self._phase is Phase.NEW or (self._phase is Phase.STARTING and self._lifespan is None)
 
     @property
-    def is_lifespan_stuck(self) -> bool:
-        """Whether it has stopped, but for its lifespan, which goes on though it was cancelled."""
-        lifespan = self._lifespan
-        return self._phase is Phase.STOPPED and lifespan is not None and not lifespan.is_over
+    def is_stuck(self) -> bool:
+        """Whether it has stopped, but for tasks that go on though they were cancelled: its lifespan, async
+        bodies, calls from threads."""
+        if self._phase is not Phase.STOPPED:
+            return False
+        if self._lifespan is not None and not self._lifespan.is_over:
+            return True
+        runtime: Runtime | None = getattr(self, "_runtime", None)  # a start that failed made none
+        return runtime is not None and bool(runtime.tasks.names or runtime.portal.names)
 
     @property
     def state(self) -> Any:
@@ -659,8 +664,10 @@ class Server:
         self._end_threads()  # all that are not stuck
         pools = runtime.pool, runtime.callbacks, runtime.disk.pool
         await asyncio.gather(*(pool.wait_closed(_END_TIMEOUT) for pool in pools))
+        runtime.tasks.cancel()  # also what only had to be closed
         stuck = [*runtime.pool.stacks(), *runtime.callbacks.stacks(), *runtime.disk.pool.stacks()]
-        for name in await runtime.tasks.wait_closed(_END_TIMEOUT):
+        await runtime.tasks.wait_closed(_END_TIMEOUT)
+        for name in runtime.tasks.names:
             runtime.log.log(logging.WARNING, "It goes on though it was cancelled: %s", name)
         if stuck:
             names = ", ".join(name for name, _ in stuck)

@@ -78,8 +78,8 @@ class Sink(Protocol):
     def finish_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
         """Send what an async iterable yields, as the rest of the body."""
 
-    def discard_async(self, iterable: AsyncIterable[bytes], context: Context) -> None:
-        """Close an async iterable that is not wanted."""
+    def discard_async(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
+        """Close an async iterable that is not wanted. `path` is for the log."""
 
     def abort(self) -> None:
         """Send what was written, then cut, so that the client sees that the body is not whole."""
@@ -250,6 +250,14 @@ class _Response:
             raise RuntimeError("the response has ended")
         self.rest = iterable, copy_context()
 
+    def _go_on_with_result(self, iterable: AsyncIterable[bytes]) -> None:
+        try:
+            self.go_on_with(iterable)
+        except RuntimeError:
+            if self.rest is None or self.rest[0] is not iterable:
+                self._sink.discard_async(iterable, copy_context(), self.path)
+            raise
+
     def hand_over(self, *, wanted: bool) -> None:
         """Hand over what the body goes on with, or have it closed."""
         assert self.rest is not None
@@ -257,7 +265,7 @@ class _Response:
         if wanted:
             self._sink.finish_async(iterable, context, self.path)
         else:
-            self._sink.discard_async(iterable, context)
+            self._sink.discard_async(iterable, context, self.path)
 
     def send(self, result: Iterable[bytes]) -> bool:
         """Send what the app returned. Returns whether it is still in use; its user closes it then."""
@@ -265,7 +273,7 @@ class _Response:
             self._send_complete(result)
             return False
         if hasattr(type(result), "__aiter__") and not hasattr(type(result), "__iter__"):  # Django's has both
-            self.go_on_with(result)  # type: ignore[arg-type]
+            self._go_on_with_result(result)  # type: ignore[arg-type]
             self._end()
             return True
         if type(result) is ReadOnlyFileBasedBuffer and self.rest is None and self._send_file(result):
@@ -414,10 +422,16 @@ class _Response:
 
     def _go_on(self) -> None:
         """The rest comes from an async iterable, if there may be one more of them."""
+        if self.phase is _COMPLETE:
+            self._refuse_surplus()
         if self.phase is not _HEAD and self.phase is not _BODY:
             return
-        has_body = not self._is_head and (self._head is None or self._head.allows_body)
+        has_body = not self._is_head and self._head is not None and self._head.allows_body
         if has_body and not self._sink.can_go_on():
+            if self.phase is _BODY:
+                logger.error(
+                    "The response to %s is cut, for there are too many streams (max_streams)", self.path
+                )
             self._answer(ServiceUnavailable("Too many streams.", setting="max_streams", retry_after=1))
             return
         self._begin(None)
