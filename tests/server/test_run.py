@@ -131,6 +131,7 @@ import os, signal, socket, ssl, sys, threading
 from waitress_async import serve
 
 loop, certfile, keyfile = sys.argv[1:]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests may ignore it, as nohup does
 
 def own(*_arguments):
     pass
