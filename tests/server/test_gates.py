@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
+import gc
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import RunningServer, ServeInThread
+from tests.conftest import LOOPS, RunningServer, ServeInThread
 from tests.server.peers import Peer, Recorder, linux_only
 from tests.server.support import (
     Client,
     GatedApp,
+    bounded,
     echo,
     eventually,
     hello,
@@ -149,6 +152,20 @@ def test_a_gate_is_told_what_the_head_says(serve_in_thread: ServeInThread) -> No
             "headers": {"host": "localhost", "x-one": "1", "content-length": "4"},
         }
     ]
+
+
+@pytest.mark.parametrize("prefix", ["", "/shop"])
+def test_path_info_is_what_the_app_has(serve_in_thread: ServeInThread, prefix: str) -> None:
+    """Also of what is not below `url_prefix`, which is served too."""
+    gate, app = Gate(), Recorder()
+    server = serve_in_thread(app, gates=[gate], url_prefix=prefix)
+    with Client(server.address) as client:
+        for path in ("/shop/a%20b", "/a%20b", "/shop", "/shopping", "//shop/a", "http://localhost/shop/a"):
+            assert client.get(path).status == 200
+            assert gate.asked.pop().path_info == app.last()["PATH_INFO"]
+        client.send(request("*", method="OPTIONS"))
+        assert client.receive().status == 200
+        assert gate.asked.pop().path_info == app.last()["PATH_INFO"] == ""
 
 
 def test_headers_are_found_in_any_case_and_line_by_line(serve_in_thread: ServeInThread) -> None:
@@ -384,6 +401,30 @@ def test_while_it_is_asked_little_of_the_body_is_read_and_none_taken(
     eventually(lambda: memory.used == 0, "nothing is counted")
 
 
+def test_what_waits_behind_gates_is_no_more_than_memory_may_hold(
+    serve_in_thread: ServeInThread, waiting: Gate
+) -> None:
+    """And all of it comes to its end, in turns."""
+    settings = {"gate_timeout": 0, "buffer_memory": 1, "sockets": [small_listener()]}
+    server = serve_in_thread(echo, gates=[waiting], **settings)
+    memory = server.server._runtime.memory
+    size = 1_000_000
+    with ExitStack() as uploads:
+        clients = [uploads.enter_context(upload(server, post(length=size))) for _ in range(3)]
+        waiting.wait_asked(3)
+        sent = [clients[0].send_until_blocked(bytes(size), size)]
+        used = memory.used
+        assert used > 1
+        sent += [client.send_until_blocked(bytes(size), size) for client in clients[1:]]
+        assert memory.used == used
+        for client, already in zip(clients, sent, strict=True):
+            waiting.open(server)
+            client.send(bytes(size - already))
+        for client in clients:
+            assert client.receive().body == b"/ " + bytes(size)
+    eventually(lambda: memory.used == 0, "nothing is counted")
+
+
 BODY = b"0123456789" * 10_000
 SENT = {
     "length": (post("/up", length=len(BODY)), BODY),
@@ -575,6 +616,67 @@ def test_a_gate_that_does_not_care_for_its_end(
     server.loop.call_soon_threadsafe(over.set)
 
 
+def test_no_other_is_asked_when_one_does_not_care_for_its_end(
+    serve_in_thread: ServeInThread, waiting: Gate
+) -> None:
+    async def stubborn(request: GateRequest) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting(request)
+
+    other = Gate()
+    server = serve_in_thread(hello, gates=[stubborn, other], gate_timeout=3_600)
+    with Client(server.address) as client:
+        client.send(request())
+        waiting.wait_asked()
+        sweep(server, 3_601)
+        assert client.receive().status == 503
+    client = Client(server.address)
+    client.send(request())
+    waiting.wait_asked(2)
+    client.reset()
+    waiting.wait_ended("CancelledError", "CancelledError")
+    eventually(lambda: not server.server._runtime.tasks._tasks, "no task is left")
+    assert other.asked == []
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS)
+def test_one_that_is_left_to_itself_ends_with_its_loop(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is said of that but what asyncio says of every such task."""
+    monkeypatch.setattr("waitress_async.server.server._UNWIND_TIMEOUT", 0.05)
+    monkeypatch.setattr("waitress_async.server.server._END_TIMEOUT", 0.05)
+    unraisable: list[object] = []
+    gc.collect()  # what others have left
+    monkeypatch.setattr("sys.unraisablehook", lambda args: unraisable.append(args.exc_value))
+    told: list[str] = []
+    asked = asyncio.Event()
+
+    async def stubborn(_request: GateRequest) -> None:
+        asked.set()
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, said: told.append(said["message"]))
+        server = local_server(hello, gates=[stubborn])
+        await server.start()
+        with Client(("127.0.0.1", server.port)) as client:
+            client.send(request())
+            await bounded(asked.wait())
+            await server.stop(0)
+
+    loop = loop_factory()
+    loop.run_until_complete(main())
+    loop.close()
+    del loop
+    gc.collect()
+    log.take("WARNING waitress_async: It goes on though it was cancelled: ")
+    assert unraisable == []
+    assert told == ["Task was destroyed but it is pending!"]
+
+
 # -- clients that leave
 
 
@@ -654,6 +756,10 @@ async def interrupts(_request: GateRequest) -> None:
     raise KeyboardInterrupt
 
 
+async def ends_a_generator(_request: GateRequest) -> None:
+    raise GeneratorExit
+
+
 async def group(_request: GateRequest) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(raises_lookup_error(_request))
@@ -682,6 +788,7 @@ FAILING: dict[str, tuple[Callable[[GateRequest], Awaitable[Any]], str]] = {
     "exception": (raises_lookup_error, "LookupError: no such shop"),
     "exit": (exits, "SystemExit: 3"),
     "interrupt": (interrupts, "KeyboardInterrupt"),
+    "generator exit": (ends_a_generator, "GeneratorExit"),
     "group": (group, "LookupError: no such shop"),
     "true": (returns_true, "TypeError: a gate returns None or a Refusal, and not True"),
     "class": (returns_the_class, "TypeError: a gate returns None or a Refusal, and not <class"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from waitress_async.http import RepeatedFields, Request
-from waitress_async.wsgi import Environ
+from waitress_async.wsgi import Environ, path_below
 
 _PREFIX: Final = "HTTP_"
 
@@ -96,6 +96,13 @@ class GateRequest:
     def path(self) -> str:
         """The whole path, `url_prefix` included: percent-decoded bytes as latin-1, as in PATH_INFO."""
         return self._request.path
+
+    @property
+    def path_info(self) -> str:
+        """The path below `url_prefix`: PATH_INFO, as the app will have it. One that is not below it is served
+        too, as it is: so a rule for some paths looks at this, and not at `path`."""
+        prefix: str = self._base["SCRIPT_NAME"]
+        return path_below(prefix, self.path) if prefix else self.path
 
     @property
     def query(self) -> str:

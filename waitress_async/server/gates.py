@@ -80,11 +80,15 @@ class Gates:
     def start(self, hearing: Hearing, request: Request, asked: GateRequest) -> asyncio.Task[Verdict]:
         """The task of a hearing. Each of a request has the same context: what one gate sets, the next has."""
         name = f"{self._names} for {_escaped(request.path)}"
-        return self._tasks.start(self._judge(request, asked), self._context.copy(), name, hearing.ended)
+        work = self._judge(hearing, request, asked)
+        return self._tasks.start(work, self._context.copy(), name, hearing.ended)
 
-    async def _judge(self, request: Request, asked: GateRequest) -> Verdict:
-        """The verdict, whatever the gates raise; but a cancellation goes through."""
+    async def _judge(self, hearing: Hearing, request: Request, asked: GateRequest) -> Verdict:
+        """The verdict, whatever the gates raise; but a cancellation goes through, and what closes a coroutine
+        that is left to itself."""
         for gate in self._gates:
+            if not hearing.is_awaited:  # the one before did not care for its cancellation
+                raise asyncio.CancelledError
             try:
                 refusal: object = await gate(asked)
                 if isinstance(refusal, Refusal):
@@ -93,7 +97,7 @@ class Gates:
                     raise TypeError(f"a gate returns None or a Refusal, and not {refusal!r:.200}")
                 if asked.environ:
                     _check_entries(asked.environ)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as error:  # an exit too: it is one request's, and not the program's
                 message = "Exception in the gate %s for %s"
@@ -103,9 +107,15 @@ class Gates:
             return replace(request, fields={**request.fields, **asked.environ})
         return request
 
-    def cancelled(self, name: str) -> Verdict:
-        """The verdict of a task that was cancelled, and not by us: by a gate, or the end of the loop."""
-        self._log.log(logging.ERROR, "Cancelled, and not by the server: %s", name)
+    def verdict_of(self, task: asyncio.Task[Verdict]) -> Verdict:
+        """The verdict of a task that has ended. It may have none: if it was cancelled, not by us, but by a
+        gate or the end of the loop; or if a gate has raised GeneratorExit itself."""
+        if task.cancelled():
+            self._log.log(logging.ERROR, "Cancelled, and not by the server: %s", task.get_name())
+        elif (error := task.exception()) is not None:
+            self._log.log_exception(error, "Exception in the gate %s", task.get_name())
+        else:
+            return task.result()
         return self._failure
 
 
@@ -128,6 +138,11 @@ class Hearing:
         """When it began, by the sweep's clock."""
         self._task = gates.start(self, request, asked)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for the verdict."""
+        return self._on_verdict is not None
+
     def cancel(self) -> None:
         """Nobody waits for the verdict any more."""
         self._on_verdict = None
@@ -136,8 +151,11 @@ class Hearing:
     def ended(self, task: asyncio.Task[Verdict]) -> None:
         """Its task has."""
         on_verdict, self._on_verdict = self._on_verdict, None
+        if on_verdict is None and task.cancelled():
+            return
+        verdict = self._gates.verdict_of(task)
         if on_verdict is not None:
-            on_verdict(self._gates.cancelled(task.get_name()) if task.cancelled() else task.result())
+            on_verdict(verdict)
 
 
 def _check_entries(entries: Mapping[Any, object]) -> None:

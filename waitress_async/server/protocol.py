@@ -250,8 +250,7 @@ class HTTPProtocol(asyncio.Protocol):
                 pieces += _REQUEST_PIECES
             elif isinstance(event, Data):
                 self._body.feed_data(event.data)
-                if self._runtime.memory.full and not self._runtime.connections.short_of_memory:
-                    self._runtime.connections.memory_is_full()
+                self._look_at_memory()
                 pieces += 1
             elif event is END_OF_MESSAGE:
                 assert self._exchange is not None
@@ -299,6 +298,8 @@ class HTTPProtocol(asyncio.Protocol):
         """Read no further while what was read has to wait; but a little, so that a reset is seen."""
         unread = self._connection.unread
         self._count_unread(unread)
+        if wait is _FOR_GATE:  # it may be a body, and nothing of it is fed to one
+            self._look_at_memory()
         full = wait is _FOR_BODY or (wait is not _GO and unread > _LOOK_AHEAD)
         if not full and self._has_to_wait_for_memory():
             full = True
@@ -309,6 +310,11 @@ class HTTPProtocol(asyncio.Protocol):
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+
+    def _look_at_memory(self) -> None:
+        """More is held. If that was the last of the memory, all who send bodies have to take turns."""
+        if self._runtime.memory.full and not self._runtime.connections.short_of_memory:
+            self._runtime.connections.memory_is_full()
 
     def _has_to_wait_for_memory(self) -> bool:
         """Whether a body waits because memory is short. Not if an app waits for it, which may free some."""

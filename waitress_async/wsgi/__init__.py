@@ -6,6 +6,7 @@ from waitress_async.wsgi.environ import (
     add_complete_body,
     add_streamed_body,
     base_environ,
+    path_below,
     request_environ,
 )
 from waitress_async.wsgi.proxy_headers import PROXY_FIELDS, ProxyHeaders
@@ -21,6 +22,7 @@ __all__ = [
     "base_environ",
     "check_application",
     "check_factory",
+    "path_below",
     "request_environ",
     "run_application",
 ]

@@ -56,6 +56,13 @@ def base_environ(
     }
 
 
+def path_below(prefix: str, path: str) -> str:
+    """The PATH_INFO of a request for `path` where `prefix` is the SCRIPT_NAME."""
+    if path == prefix or path.startswith(prefix + "/"):
+        return path[len(prefix) :]
+    return path  # others are served too, as waitress does
+
+
 def request_environ(
     base: Environ,
     request: Request,
@@ -73,8 +80,8 @@ def request_environ(
     environ["REQUEST_METHOD"] = request.method
     environ["REQUEST_URI"] = request.target
     path = request.path
-    if (prefix := environ["SCRIPT_NAME"]) and (path == prefix or path.startswith(prefix + "/")):
-        path = path[len(prefix) :]  # others are served too, as waitress does
+    if prefix := environ["SCRIPT_NAME"]:
+        path = path_below(prefix, path)
     environ["PATH_INFO"] = path
     environ["QUERY_STRING"] = request.query
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.http_11 else "HTTP/1.0"
