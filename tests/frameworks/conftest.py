@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
+import django
 import pytest
 import requests
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, HttpResponse
+from django.test.utils import override_settings
+from django.urls import path
 
 from tests.frameworks.command import Command, Start
 from tests.wsgi.logs import Log, strict_log
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +29,26 @@ def log() -> Iterator[Log]:
     """
     with strict_log(logging.WARNING) as log:
         yield log
+
+
+MakeDjango = Callable[[str, Callable[[HttpRequest], HttpResponse]], "WSGIApplication"]
+
+
+@pytest.fixture
+def make_django() -> Iterator[MakeDjango]:
+    """`make_django(where, view)` is a Django app with that one view, until the end of the test."""
+    if not settings.configured:  # another module's may be there, for Django has them once in a process
+        settings.configure()
+        django.setup()
+    with ExitStack() as overridden:
+
+        def make(where: str, view: Callable[[HttpRequest], HttpResponse]) -> WSGIApplication:
+            urls = type("urls", (), {"urlpatterns": [path(where, view)]})
+            overridden.enter_context(override_settings(ROOT_URLCONF=urls, ALLOWED_HOSTS=["*"], MIDDLEWARE=[]))
+            app: WSGIApplication = get_wsgi_application()
+            return app
+
+        yield make
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ServeInThread
+from tests.frameworks.conftest import MakeDjango
 from tests.server.support import Client, eventually, request
 from waitress_async import sse
 
@@ -31,6 +32,14 @@ def test_streams(serve_in_thread: ServeInThread) -> None:
         answer = client.get("/news?topic=hats")
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert answer.body == b"".join(sse.event(f"hats {number}", id=str(number)) for number in range(3))
+
+
+def test_a_stream_from_django(serve_in_thread: ServeInThread, make_django: MakeDjango) -> None:
+    server = serve_in_thread(make_django("news", examples()["django_stream"]), threads=1)
+    with Client(server.address) as client:
+        answer = client.get("/news?topic=hats")
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert answer.body == b"".join(sse.event(f"hats {number}", id=str(number)) for number in range(3))
 
 
 def test_the_types(serve_in_thread: ServeInThread) -> None:

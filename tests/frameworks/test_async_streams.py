@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
 
-import django
 import flask
-import pytest
-from django.conf import settings as django_settings
-from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse
-from django.urls import path
 
 from tests.conftest import ServeInThread
+from tests.frameworks.conftest import MakeDjango
 from tests.server.support import Client, eventually, request
 from waitress_async import sse
 
@@ -67,16 +62,6 @@ def test_flask(serve_in_thread: ServeInThread) -> None:
     assert ended.wait(10)
 
 
-@pytest.fixture(scope="module")
-def django_app() -> Any:
-    if not django_settings.configured:
-        django_settings.configure(
-            ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="tests", USE_TZ=True, MIDDLEWARE=[]
-        )
-        django.setup()
-    return get_wsgi_application()
-
-
 DJANGO_ENDED = threading.Event()
 
 
@@ -85,11 +70,8 @@ def stream_view(request: HttpRequest) -> HttpResponse:
     return HttpResponse(headers=dict(sse.HEADERS))
 
 
-urlpatterns = [path("events", stream_view)]
-
-
-def test_django(serve_in_thread: ServeInThread, django_app: Any) -> None:
-    server = serve_in_thread(django_app, threads=1)
+def test_django(serve_in_thread: ServeInThread, make_django: MakeDjango) -> None:
+    server = serve_in_thread(make_django("events", stream_view), threads=1)
     with Client(server.address) as client:
         for _ in range(2):
             answer = client.get("/events")
