@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 from waitress_async.buffers import SpooledBody
 from waitress_async.errors import ClientDisconnected
 from waitress_async.http import HeadEncoder, Request, ResponseHead
-from waitress_async.wsgi import Environ, add_complete_body, base_environ, request_environ, run_application
+from waitress_async.wsgi import (
+    Environ,
+    add_complete_body,
+    base_environ,
+    request_environ,
+    run_application,
+    server_environ,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication
@@ -157,19 +164,22 @@ def make_environ(
     script_name: str = "",
 ) -> Environ:
     """The environ; that of a complete body if `body_length` is given."""
-    base = base_environ(
+    server = server_environ(
         server_name="localhost",
-        server_port="8080",
         script_name=script_name,
         server_software="waitress_async",
-        url_scheme="http",
-        remote_addr="192.0.2.7",
-        remote_port="4711",
-        errors=errors or StringIO(),
         shutting_down=bool,
         state=None,
         from_thread=None,
         empty_body=EMPTY,
+    )
+    base = base_environ(
+        server,
+        server_port="8080",
+        url_scheme="http",
+        remote_addr="192.0.2.7",
+        remote_port="4711",
+        errors=errors or StringIO(),
     )
     body = body or BytesIO()
     environ = request_environ(base, request or make_request(), body, client_disconnected, print)

@@ -22,7 +22,14 @@ from waitress_async.http import (
     Limits,
     Request,
 )
-from waitress_async.wsgi import Environ, add_streamed_body, base_environ, request_environ, run_application
+from waitress_async.wsgi import (
+    Environ,
+    add_streamed_body,
+    base_environ,
+    request_environ,
+    run_application,
+    server_environ,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
@@ -334,19 +341,22 @@ def test_a_prefix_moves_from_the_path_to_the_script_name(path: str, path_info: s
 
 
 def test_the_scheme_is_the_servers() -> None:
-    base = base_environ(
+    server = server_environ(
         server_name="shop.example",
-        server_port="443",
         script_name="",
         server_software="ident",
-        url_scheme="https",
-        remote_addr="::1",
-        remote_port="1",
-        errors=StringIO(),
         shutting_down=bool,
         state=None,
         from_thread=None,
         empty_body=None,
+    )
+    base = base_environ(
+        server,
+        server_port="443",
+        url_scheme="https",
+        remote_addr="::1",
+        remote_port="1",
+        errors=StringIO(),
     )
     assert base["wsgi.url_scheme"] == "https"
     assert (base["SERVER_NAME"], base["SERVER_PORT"], base["SERVER_SOFTWARE"]) == (

@@ -106,18 +106,12 @@ class HTTPProtocol(asyncio.Protocol):
         self._connection = Connection(runtime.limits, trust.memo)
         settings = runtime.settings
         self._base_environ = base_environ(
-            server_name=settings.server_name,
+            runtime.environ,
             server_port=ends.server_port,
-            script_name=settings.url_prefix,
-            server_software=settings.ident or "waitress_async",
             url_scheme=ends.url_scheme,
             remote_addr=ends.remote_addr,
             remote_port=ends.remote_port,
             errors=sys.stderr,
-            shutting_down=runtime.connections.is_draining,
-            state=runtime.state,
-            from_thread=runtime.portal,
-            empty_body=runtime.empty_body,
         )
         self._entrance = Entrance.of(runtime, trust, self._base_environ, redirect_port)
         self._hearing: Hearing | None = None  # of a request that has to wait for gates

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from waitress_async.bridge import (
     CallbackThread,
@@ -15,7 +15,6 @@ from waitress_async.bridge import (
     Pool,
     PoolExecutor,
     Portal,
-    RequestBody,
     Tasks,
     Wakeup,
 )
@@ -27,6 +26,7 @@ from waitress_async.server.gates import Gates
 from waitress_async.server.health import Health
 from waitress_async.server.proxies import Proxies
 from waitress_async.settings import Settings
+from waitress_async.wsgi import Environ
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -65,10 +65,9 @@ class Runtime:
     log: LogThread
     cuts: CutLog
     callbacks: CallbackThread
-    empty_body: RequestBody
     tasks: Tasks  # code of the app's on the loop
     bulky: BulkyPaths
-    state: Any  # what the lifespan has yielded
+    environ: Environ  # that its requests share
     gates: Gates | None  # if there are any
     health: Health | None  # if anybody may ask
     connections: Connections

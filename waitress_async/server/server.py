@@ -54,7 +54,7 @@ from waitress_async.server.proxies import Proxies
 from waitress_async.server.runtime import Application, Runtime
 from waitress_async.server.tls import TLS, load_tls
 from waitress_async.settings import Settings
-from waitress_async.wsgi import check_application
+from waitress_async.wsgi import check_application, server_environ
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -311,10 +311,17 @@ class Server:
             log=log,
             cuts=cuts,
             callbacks=callbacks,
-            empty_body=empty_body(),
             tasks=tasks,
             bulky=bulky,
-            state=self.state,
+            environ=server_environ(
+                server_name=settings.server_name,
+                script_name=settings.url_prefix,
+                server_software=settings.ident or "waitress_async",
+                shutting_down=connections.is_draining,
+                state=self.state,
+                from_thread=portal,
+                empty_body=empty_body(),
+            ),
             gates=self._make_gates(context, tasks, log, encoder),
             health=self._make_health(connections, encoder),
             connections=connections,

@@ -8,6 +8,7 @@ from waitress_async.wsgi.environ import (
     base_environ,
     path_below,
     request_environ,
+    server_environ,
 )
 from waitress_async.wsgi.proxy_headers import PROXY_FIELDS, ProxyHeaders
 from waitress_async.wsgi.recognition import check_application, check_factory
@@ -25,4 +26,5 @@ __all__ = [
     "path_below",
     "request_environ",
     "run_application",
+    "server_environ",
 ]

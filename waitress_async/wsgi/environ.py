@@ -1,4 +1,4 @@
-"""The environ of PEP 3333: a base that is made once per connection, and what each request lays over it."""
+"""The environ of PEP 3333: what all requests of a server share, those of a connection, and each has alone."""
 
 from __future__ import annotations
 
@@ -12,37 +12,26 @@ from waitress_async.http import Request
 Environ = dict[str, Any]
 
 
-def base_environ(
+def server_environ(
     *,
     server_name: str,
-    server_port: str,
     script_name: str,
     server_software: str,
-    url_scheme: str,
-    remote_addr: str,
-    remote_port: str,
-    errors: TextIO,
     shutting_down: Callable[[], bool],
     state: Any,
     from_thread: object,
     empty_body: object,
 ) -> Environ:
-    """What all requests of one connection share. Copied for each, so it must hold nothing mutable of ours.
+    """What all requests of one server share. Copied for each, so it must hold nothing mutable of ours.
 
     `state` is the program's own, the same object for all requests; `empty_body` the awaitable reader of those
     without a body.
     """
     return {
         "SERVER_NAME": server_name,
-        "SERVER_PORT": server_port,
         "SERVER_SOFTWARE": server_software,
         "SCRIPT_NAME": script_name,
-        "REMOTE_ADDR": remote_addr,
-        "REMOTE_HOST": remote_addr,
-        "REMOTE_PORT": remote_port,
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": url_scheme,
-        "wsgi.errors": errors,
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
@@ -53,6 +42,26 @@ def base_environ(
         "waitress_async.from_thread": from_thread,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
         "waitress_async.body": empty_body,
+    }
+
+
+def base_environ(
+    server: Environ,
+    *,
+    server_port: str,
+    url_scheme: str,
+    remote_addr: str,
+    remote_port: str,
+    errors: TextIO,
+) -> Environ:
+    """What all requests of one connection share, over what those of its server do."""
+    return server | {
+        "SERVER_PORT": server_port,
+        "REMOTE_ADDR": remote_addr,
+        "REMOTE_HOST": remote_addr,
+        "REMOTE_PORT": remote_port,
+        "wsgi.url_scheme": url_scheme,
+        "wsgi.errors": errors,
     }
 
 
