@@ -15,11 +15,11 @@ from pathlib import Path
 
 from clients import BUFFER, connected, head_of, parsed_head, whole_answer
 from gate_apps import DECIDES_AFTER, WHO
-from hello import choose_cores
 from measure import HOST, BenchmarkError, Cores, Server, measure, running
 from processes import MIB
 from rounds import Column, Result, Table, options_of, run
-from tables import OURS, WORKLOADS
+from tables import OURS
+from workloads import HELLO_LOAD, choose_cores
 
 SIZE = 1 << 30  # of an upload, in bytes
 APP = "gate_apps:calls"
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def measure_hello(server: Server, python: Path, *, cores: Cores, seconds: int) -> Result:
-    found = measure(server, WORKLOADS["hello"], python, cores, warm_up=1, seconds=seconds)
+    found = measure(server, HELLO_LOAD, python, cores, warm_up=1, seconds=seconds)
     return Result(
         {"rate": found.requests_per_second, "cpu": found.cpu_microseconds, "errors": float(found.errors)}
     )

@@ -1,11 +1,12 @@
 """One measurement: a server as a process of its own, and wrk against it."""
 
 import http.client
+import json
 import os
-import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from processes import cpu_seconds, tree
+from processes import cpu_seconds, exactly_anonymous, tree
 
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
@@ -52,12 +53,16 @@ class Workload:
     """What is asked of a server, and what it has to answer."""
 
     name: str
+    title: str
     app: str
-    threads: int
-    connections: int
-    path: str
+    answer: bytes
     headers: dict[str, str]
-    body: bytes
+    threads: int = 4
+    connections: int = 64
+    method: str = "GET"
+    body: bytes = b""
+    varied: bool = False  # the query and the Cookie differ in a thousand requests
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,37 +74,59 @@ class Cores:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class Load:
+    """What wrk has seen. Latencies in microseconds."""
+
     requests: int
-    seconds: float
-    cpu_seconds: float
+    microseconds: int
     socket_errors: int
     bad_statuses: int
+    p50: int
+    p99: int
+    p999: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    load: Load
+    cpu_seconds: float  # of the server's processes
+    memory: int  # bytes that they have after it, with no file behind them
 
     @property
     def errors(self) -> int:
-        return self.socket_errors + self.bad_statuses
+        return self.load.socket_errors + self.load.bad_statuses
 
     @property
     def requests_per_second(self) -> float:
-        return self.requests / self.seconds
+        return self.load.requests / self.load.microseconds * 1e6
 
     @property
     def cpu_microseconds(self) -> float:
         """CPU time of the server for one request."""
-        return self.cpu_seconds / self.requests * 1e6
+        return self.cpu_seconds / self.load.requests * 1e6
 
 
 def measure(
-    server: Server, workload: Workload, python: Path, cores: Cores, *, warm_up: int, seconds: int
+    server: Server,
+    workload: Workload,
+    python: Path,
+    cores: Cores,
+    *,
+    warm_up: int,
+    seconds: int,
+    environment: Mapping[str, str] | None = None,
 ) -> Measurement:
     """Starts `server`, checks its answer, warms it up, measures it, and ends it."""
-    with running(server, workload.app, workload.threads, python, cores.server) as (process, port):
+    with running(server, workload.app, workload.threads, python, cores.server, environment) as (
+        process,
+        port,
+    ):
         check_answer(workload, port)
-        load(workload, port, cores, warm_up)
-        before = cpu_seconds([process.pid])
-        summary = load(workload, port, cores, seconds)
-        return parse_summary(summary, cpu_seconds([process.pid]) - before)
+        keep_up(workload, port, cores, warm_up)
+        pids = tree(process.pid)
+        before = cpu_seconds(pids)
+        seen = keep_up(workload, port, cores, seconds)
+        return Measurement(seen, cpu_seconds(pids) - before, exactly_anonymous(pids))
 
 
 @contextmanager
@@ -184,51 +211,50 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def check_answer(workload: Workload, port: int) -> None:
-    connection = http.client.HTTPConnection(HOST, port, timeout=10)
+    connection: http.client.HTTPConnection
+    if workload.tls:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # as wrk does
+        connection = http.client.HTTPSConnection(HOST, port, timeout=10, context=context)
+    else:
+        connection = http.client.HTTPConnection(HOST, port, timeout=10)
     try:
-        connection.request("GET", workload.path, headers=workload.headers)
+        connection.request(workload.method, "/", workload.body or None, workload.headers)
         response = connection.getresponse()
         answer = response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise BenchmarkError(f"it did not answer: {error!r}") from error
     finally:
         connection.close()
-    if answer != (200, workload.body):
+    if answer != (200, workload.answer):
         raise BenchmarkError(f"it answered {answer[0]} with {answer[1][:200]!r}")
 
 
-def load(workload: Workload, port: int, cores: Cores, seconds: int) -> str:
-    """What wrk prints after keeping `workload` up for that long."""
+def keep_up(workload: Workload, port: int, cores: Cores, seconds: int) -> Load:
+    """What wrk sees when it keeps `workload` up for that long."""
     headers = [f"--header={name}: {value}" for name, value in workload.headers.items()]
-    command = [
-        *on_core(cores.client),
-        "wrk",
-        "--threads=1",  # one core, one thread
-        f"--connections={workload.connections}",
-        f"--duration={seconds}s",
-        *headers,
-        f"http://{HOST}:{port}{workload.path}",
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds + 30)
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(workload.body)
+        body.flush()
+        command = [
+            *on_core(cores.client),
+            "wrk",
+            "--threads=1",  # one core, one thread
+            f"--connections={workload.connections}",
+            f"--duration={seconds}s",
+            *headers,
+            f"--script={HERE / 'wrk.lua'}",
+            f"{'https' if workload.tls else 'http'}://{HOST}:{port}/",
+            "--",
+            workload.method,
+            "varied" if workload.varied else "alike",
+            *([body.name] if workload.body else []),
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds + 30)
     if done.returncode:
         raise BenchmarkError(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
-
-
-def parse_summary(summary: str, used: float) -> Measurement:
-    done = re.search(r"(\d+) requests in ", summary)
-    rate = re.search(r"Requests/sec: +([\d.]+)", summary)
-    if not done or not rate or not int(done[1]):
-        raise BenchmarkError(f"wrk had no answers:\n{summary}")
-    socket_errors = re.search(
-        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", summary
-    )
-    bad_statuses = re.search(r"Non-2xx or 3xx responses: (\d+)", summary)
-    return Measurement(
-        requests=int(done[1]),
-        # wrk rounds the seconds it prints, not the rate it makes of them
-        seconds=int(done[1]) / float(rate[1]),
-        cpu_seconds=used,
-        socket_errors=sum(map(int, socket_errors.groups())) if socket_errors else 0,
-        bad_statuses=int(bad_statuses[1]) if bad_statuses else 0,
-    )
+    load = Load(**json.loads(done.stdout.splitlines()[-1]))
+    if not load.requests:
+        raise BenchmarkError(f"wrk had no answers:\n{done.stdout}")
+    return load

@@ -46,6 +46,7 @@ class Table:
 
 
 Rounds = list[dict[str, Result]]
+Pythons = dict[tuple[str, ...], Path]  # by what an environment has
 
 
 def options_of(description: str, *, rounds: int) -> argparse.ArgumentParser:
@@ -102,13 +103,13 @@ def run(tables: Sequence[Table], options: argparse.Namespace) -> list[Rounds]:
 
 def _install(
     servers: Sequence[Server], options: argparse.Namespace
-) -> tuple[dict[str, Path], dict[str, str], dict[str, str]]:
-    """Interpreters by server, versions by distribution, and why a server has none of them."""
-    pythons: dict[str, Path] = {}
+) -> tuple[Pythons, dict[str, str], dict[str, str]]:
+    """Interpreters by environment, versions by distribution, and why a server has none of them."""
+    pythons: Pythons = {}
     versions: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for server in servers:
-        if (options.only and server.name not in options.only) or server.name in pythons:
+        if (options.only and server.name not in options.only) or _environment_of(server) in pythons:
             continue
         try:
             python = python_of(server, options.cache)
@@ -116,13 +117,15 @@ def _install(
         except subprocess.SubprocessError as error:
             skipped[server.name] = f"it could not be installed: {error}"
         else:
-            pythons[server.name] = python
+            pythons[_environment_of(server)] = python
     return pythons, versions, skipped
 
 
-def _compare(
-    table: Table, pythons: dict[str, Path], skipped: dict[str, str], options: argparse.Namespace
-) -> Rounds:
+def _environment_of(server: Server) -> tuple[str, ...]:
+    return (server.environment, server.distribution, *server.needs)
+
+
+def _compare(table: Table, pythons: Pythons, skipped: dict[str, str], options: argparse.Namespace) -> Rounds:
     print(f"\n{table.title}\n")
     _print_row("round", "server", [column.title for column in table.columns])
     rounds: Rounds = []
@@ -130,15 +133,15 @@ def _compare(
         measured: dict[str, Result] = {}
         # Every other round goes backwards, so that a machine that slows down favours nobody.
         for server in table.servers if number % 2 else reversed(table.servers):
-            if server.name in skipped or server.name not in pythons:
+            python = pythons.get(_environment_of(server))
+            title = f"{server.name}, {table.title}"
+            if title in skipped or python is None or (options.only and server.name not in options.only):
                 continue
             ours = server.distribution == OURS.distribution
             try:
-                result = table.measure(
-                    server.using(*options.setting) if ours else server, pythons[server.name]
-                )
+                result = table.measure(server.using(*options.setting) if ours else server, python)
             except NotStartedError as error:
-                skipped[server.name] = str(error)
+                skipped[title] = str(error)
                 continue
             except BenchmarkError as error:
                 result = Result(note=f"! {error}")

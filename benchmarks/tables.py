@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from apps import HELLO
-from measure import Server, Workload
+from measure import Server
 
 OURS = Server(
     name="waitress_async",
@@ -28,7 +27,7 @@ CEILING = Server(
     name="ceiling",
     distribution="uvloop",
     environment="own",
-    arguments=("ceiling.py", "{port}"),
+    arguments=("ceiling.py", "{port}", "{app}"),
 )
 GUNICORN = Server(
     name="gunicorn",
@@ -91,8 +90,12 @@ BJOERN = Server(
     arguments=("bjoern_server.py", "{port}", "{app}"),
 )
 
-# Those of hello.py.
-SERVERS = (OURS, WAITRESS, CEILING)
+UWSGI = Server(
+    name="uwsgi",
+    distribution="uwsgi",
+    environment="peers",
+    arguments=("uwsgi_server.py", "{port}", "{threads}", "{app}"),  # built from source
+)
 
 # What a browser sends: ten fields with Host, which wrk adds.
 BROWSER_HEADERS = {
@@ -105,16 +108,4 @@ BROWSER_HEADERS = {
     "Cookie": "session=0d9f1c3ab5e84f6f9a7d; theme=dark; seen=1718000000",
     "Upgrade-Insecure-Requests": "1",
     "Sec-Fetch-Mode": "navigate",
-}
-
-WORKLOADS = {
-    "hello": Workload(
-        name="hello",
-        app="apps:hello",
-        threads=4,
-        connections=64,
-        path="/",
-        headers=BROWSER_HEADERS,
-        body=HELLO,
-    ),
 }

@@ -11,11 +11,10 @@ from io import BytesIO
 from pathlib import Path
 
 from environments import REPOSITORY
-from hello import choose_cores
-from measure import BenchmarkError, Cores, Server, check_answer, load, parse_summary, running
-from processes import cpu_seconds
+from measure import BenchmarkError, Cores, Server, measure
 from rounds import Column, Result, Table, options_of, run
-from tables import OURS, WORKLOADS
+from tables import OURS
+from workloads import HELLO_LOAD, choose_cores
 
 WARM_UP = 1  # seconds
 
@@ -28,7 +27,6 @@ COLUMNS = (
 
 def main() -> None:
     options = parse_options()
-    workload = WORKLOADS["hello"]
     with tempfile.TemporaryDirectory() as folder:
         try:
             cores = choose_cores(pinned=True)
@@ -37,7 +35,7 @@ def main() -> None:
             sys.exit(f"trees.py: {error}")
         this, other = OURS.using(name="this tree"), OURS.using(name=options.revision)
         table = Table(
-            title=f"{workload.name}: {workload.connections} connections, {workload.threads} threads",
+            title=f"hello: {HELLO_LOAD.connections} connections, {HELLO_LOAD.threads} threads",
             servers=(this, other),
             columns=COLUMNS,
             measure=partial(
@@ -72,20 +70,11 @@ def extract(revision: str, folder: Path) -> None:
 def measure_tree(
     server: Server, python: Path, *, trees: Mapping[str, Path], cores: Cores, seconds: int
 ) -> Result:
-    workload = WORKLOADS["hello"]
     tree = trees[server.name]
-    environment = {"PYTHONPATH": str(tree)}
-    with running(server, workload.app, workload.threads, python, cores.server, environment) as (
-        process,
-        port,
-    ):
-        if not (tree / "waitress_async").samefile(package_of(python, tree)):
-            raise BenchmarkError(f"another waitress_async than that of {tree} is imported")
-        check_answer(workload, port)
-        load(workload, port, cores, WARM_UP)
-        before = cpu_seconds([process.pid])
-        summary = load(workload, port, cores, seconds)
-        measured = parse_summary(summary, cpu_seconds([process.pid]) - before)
+    if not (tree / "waitress_async").samefile(package_of(python, tree)):
+        raise BenchmarkError(f"another waitress_async than that of {tree} is imported")
+    path = {"PYTHONPATH": str(tree)}
+    measured = measure(server, HELLO_LOAD, python, cores, warm_up=WARM_UP, seconds=seconds, environment=path)
     return Result(
         {
             "rate": measured.requests_per_second,
