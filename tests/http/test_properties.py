@@ -14,7 +14,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.http.driver import ANSWER, LIMITS, TIGHT, Message, Outcome, by_byte, by_line, drive
-from waitress_async.http import CLOSED, NEED_DATA, PAUSED, Connection, HeadMemo, Limits, Request
+from waitress_async.http import (
+    CLOSED,
+    NEED_DATA,
+    PAUSED,
+    Connection,
+    Data,
+    HeadMemo,
+    Limits,
+    Receiving,
+    Request,
+)
 
 WIRE = Path(__file__).parent / "wire"
 CORPUS = [path.read_bytes() for path in sorted(WIRE.glob("*/*.request"))]
@@ -234,6 +244,30 @@ def test_the_same_again(one: Written, other: Written) -> None:
     outcome = drive([one.stream, one.stream, other.stream, one.stream, one.stream], eof=True)
     assert outcome.refusal is None
     assert outcome.messages == [each.message for each in (one, one, other, one, one)]
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=SLOW)
+@given(st.lists(requests(), min_size=1, max_size=3), cuts, st.integers(0, 64))
+def test_a_body_taken_whole_is_the_same_body(written: list[Written], sizes: list[int], limit: int) -> None:
+    """Or it is told of as ever; and what follows it is the next request."""
+    connection = Connection(LIMITS, HeadMemo())
+    messages: list[Message] = []
+    for piece in cut(b"".join(one.stream for one in written), sizes):
+        connection.receive_data(piece)
+        while (event := connection.next_event()) is not NEED_DATA and event is not CLOSED:
+            if isinstance(event, Request):
+                messages.append(Message(event, complete=not event.has_body))
+                if (whole := connection.take_whole_body(limit)) is not None:
+                    assert event.content_length == len(whole) <= limit
+                    messages[-1] = Message(event, whole, complete=True)
+            elif isinstance(event, Data):
+                messages[-1].body += event.data
+            else:
+                messages[-1].complete = True
+            if messages[-1].complete and connection.receiving is Receiving.DONE:
+                connection.send_response(ANSWER, b"", 0)
+                connection.end_response()
+    assert messages == [one.message for one in written]
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=SLOW)

@@ -159,6 +159,18 @@ class Connection:
             self.receiving = _RECEIVED
         return request
 
+    def take_whole_body(self, limit: int) -> bytes | None:
+        """The body of the request that was just told of, if its length is known, no more than `limit` bytes,
+        and all of it is here. No event tells of it then: the request is complete."""
+        request = self._request
+        if self.receiving is not _AWAITING_BODY or request is None or request.content_length is None:
+            return None
+        if not request.content_length <= limit or request.content_length > len(self._buffer):
+            return None
+        self._body = None
+        self.receiving = _RECEIVED
+        return self._buffer.take(request.content_length)
+
     def stop_receiving(self) -> None:
         """Throw away what was received and not told of, and what still comes."""
         self.receiving = _NOT_RECEIVING

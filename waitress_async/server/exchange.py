@@ -25,7 +25,8 @@ class Exchange:
     """A request, its body, and where the response goes.
 
     The loop owns it until it is queued; then `request` and a `body` that is complete belong to the thread
-    that runs it, and the loop keeps to `output`, and to an `Input`.
+    that runs it, and the loop keeps to `output`, and to an `Input`. A small body that came with its head is a
+    BytesIO.
     """
 
     __slots__ = ("_application", "_base_environ", "body", "is_bulky", "output", "queued_at", "request")
@@ -35,7 +36,7 @@ class Exchange:
         application: Application,
         base_environ: Environ,
         request: Request,
-        body: BufferReader | Input | None,
+        body: BufferReader | Input | BytesIO | None,
         output: Output,
     ) -> None:
         self._application = application
@@ -92,6 +93,10 @@ class Exchange:
         base, request, output = self._base_environ, self.request, self.output
         if body is None:
             return request_environ(base, request, BytesIO(), output.is_closed, output.on_disconnect)
+        if isinstance(body, BytesIO):
+            environ = request_environ(base, request, body, output.is_closed, output.on_disconnect)
+            add_complete_body(environ, SpooledBody(body, None, request.content_length or 0))
+            return environ
         try:
             file = body.getfile()  # may write the last of it
         except OSError as error:

@@ -6,6 +6,7 @@ import asyncio
 import enum
 import logging
 import sys
+from io import BytesIO
 from typing import Final, cast
 
 from waitress_async.bridge import Input, Output, QueueFull
@@ -44,6 +45,9 @@ _LOOK_AHEAD: Final = 65_536
 
 # Pieces of a body taken in one turn of the loop: chunks can be as short as a byte.
 _PIECES_A_TURN: Final = 512
+
+# A body up to this size, in bytes, that has come with its head is whole at once, and not worth counting.
+_SMALL_BODY: Final = 4_096
 
 # What a request counts for among them that is refused, and so answered here and now.
 _REQUEST_PIECES: Final = 8
@@ -268,9 +272,12 @@ class HTTPProtocol(asyncio.Protocol):
 
     @property
     def _body(self) -> BufferReader | Input:
+        """That of the exchange, which is still coming."""
         assert self._exchange is not None
-        assert self._exchange.body is not None
-        return self._exchange.body
+        body = self._exchange.body
+        assert body is not None
+        assert not isinstance(body, BytesIO)
+        return body
 
     def _advance_later(self) -> None:
         self._yielded = False
@@ -352,9 +359,9 @@ class HTTPProtocol(asyncio.Protocol):
         runtime = self._runtime
         output = Output(runtime.wakeup, self._pump, runtime.outputs)
         body = self._make_body(request) if request.has_body else None
-        self._is_whole = body is None
+        self._is_whole = body is None or isinstance(body, BytesIO)
         self._exchange = exchange = Exchange(runtime.application, self._base_environ, request, body, output)
-        if body is None:
+        if self._is_whole:
             self._queue(exchange)
             return
         self._continue_due = request.expect_continue
@@ -363,7 +370,7 @@ class HTTPProtocol(asyncio.Protocol):
         elif not self._body_full:
             self._send_continue()
 
-    def _make_body(self, request: Request) -> BufferReader | Input:
+    def _make_body(self, request: Request) -> BufferReader | Input | BytesIO:
         runtime = self._runtime
         settings = runtime.settings
         if settings.streams(request.path):
@@ -375,6 +382,9 @@ class HTTPProtocol(asyncio.Protocol):
                 self._resume_input,
                 self._app_reads,
             )
+        whole = self._connection.take_whole_body(min(_SMALL_BODY, settings.inbuf_overflow))
+        if whole is not None:
+            return BytesIO(whole)
         body = BufferReader(
             overflow=settings.inbuf_overflow,
             pause_reading=self._pause_body,
@@ -403,11 +413,12 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _body_resumed(self) -> None:
         exchange = self._exchange
-        if exchange is None or exchange.body is None or exchange.body.paused or self._transport.is_closing():
+        body = None if exchange is None else exchange.body
+        if body is None or isinstance(body, BytesIO) or body.paused or self._transport.is_closing():
             return
         self._body_full = False
-        if isinstance(exchange.body, BufferReader) and self._connection.receiving is _BODY:
-            error = exchange.body.exception()
+        if isinstance(body, BufferReader) and self._connection.receiving is _BODY:
+            error = body.exception()
             if isinstance(error, OSError):
                 self._runtime.log.log(logging.ERROR, "A request body could not be stored: %s", error)
                 self._connection.stop_receiving()
@@ -481,7 +492,7 @@ class HTTPProtocol(asyncio.Protocol):
         body = exchange.body
         if isinstance(body, Input):
             body.set_exception(ClientDisconnected(reason))
-        elif body is not None and self._connection.receiving is not _DONE:
+        elif isinstance(body, BufferReader) and self._connection.receiving is not _DONE:
             body.close()
 
     def _linger(self, *, at_once: bool = False) -> None:

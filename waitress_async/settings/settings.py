@@ -741,10 +741,10 @@ class Settings:
 
     def streams(self, path: str) -> bool:
         """Whether the app is to read the body of a request for `path` while it comes."""
-        return self.stream_request_body or any(
-            path == prefix or path.startswith(prefix.rstrip("/") + "/")
-            for prefix in self.stream_request_prefix
-        )
+        for prefix in self.stream_request_prefix:
+            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
+                return True
+        return self.stream_request_body
 
 
 def _load_one(load: Callable[[str, str], Any], setting: str, value: object) -> object:
