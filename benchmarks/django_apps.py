@@ -1,7 +1,5 @@
 """Django's hello, with the middleware of a new project that needs no database."""
 
-from types import SimpleNamespace
-
 from apps import HELLO
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
@@ -13,6 +11,7 @@ def index(request: HttpRequest) -> HttpResponse:
     return HttpResponse(HELLO, content_type="text/plain")
 
 
+urlpatterns = [path("", index)]
 settings.configure(
     ALLOWED_HOSTS=["*"],
     MIDDLEWARE=[
@@ -20,7 +19,7 @@ settings.configure(
         "django.middleware.common.CommonMiddleware",
         "django.middleware.clickjacking.XFrameOptionsMiddleware",
     ],
-    ROOT_URLCONF=SimpleNamespace(urlpatterns=[path("", index)]),
+    ROOT_URLCONF=__name__,
     SECRET_KEY="of a benchmark",
 )
 hello = get_wsgi_application()

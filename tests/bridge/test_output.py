@@ -1637,3 +1637,18 @@ def test_hints_wait_for_the_loop_and_are_bounded(side: Side) -> None:
     side.output.close()
     side.output.hint(block)
     assert side.output.take_hints() == block
+
+
+def test_a_whole_answer_crosses_once(side: Side) -> None:
+    side.output.head = None  # as before `begin`
+    side.output.answer(HEAD, b"whole")
+    assert (side.output.head, side.output.length) == (HEAD, 5)
+    assert side.output.take(100) == ([b"whole"], True)
+    with pytest.raises(ClientDisconnected, match="ended"):
+        side.output.write(b"more")
+
+
+def test_of_an_answer_to_a_client_that_is_gone_nothing_is_kept(side: Side) -> None:
+    side.output.close()
+    side.output.answer(HEAD, b"whole")
+    assert side.output.take(100) == ([], True)

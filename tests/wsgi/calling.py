@@ -80,6 +80,10 @@ class RecordingSink:
         self._note("finish", wanted=self.head is not None)
         self.chunks.extend(filter(None, chunks))
 
+    def answer(self, head: ResponseHead, body: bytes) -> None:
+        self.begin(head, len(body))
+        self.finish((body,))
+
     def finish_file(self, descriptor: int, offset: int, count: int, close: Callable[[], object]) -> None:
         self._note("finish_file", wanted=self.head is not None)
         self.file = HandedOver(descriptor, offset, count, close)

@@ -269,6 +269,19 @@ class Output:
             self._wake_at = -1
             self._check_open()
 
+    def answer(self, head: ResponseHead, body: bytes) -> None:
+        """Hand over a whole response, in place of `begin` and `finish`: a body that is not worth counting."""
+        self.head = head
+        self.length = len(body)
+        with self._lock:
+            if not self._closed:
+                self._chunks = [body]
+            self._finished = True
+            self._on_loss = None
+            announced, self._announced = self._announced, True
+        if not announced:
+            self._wakeup.call(self._on_ready)
+
     def finish(self, chunks: Sequence[bytes]) -> None:
         """Hand over the last of the body: it is all there is.
 

@@ -95,7 +95,8 @@ class Connection:
     @property
     def unread(self) -> int:
         """Bytes received that no event has told of yet."""
-        return len(self._buffer)
+        buffer = self._buffer
+        return len(buffer.data) - buffer.pos
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer. After a refusal or the end they are thrown away."""

@@ -33,6 +33,9 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 # A list of chunks up to this size, in bytes, is joined and sent as one.
 _JOIN_LIMIT: Final = 65_536
 
+# A body up to this size, in bytes, is sent with its head in one step.
+_SMALL_ANSWER: Final = 4_096
+
 # A file up to this size, in bytes, is read by the app's thread: sending it in another way costs more.
 _SMALL_FILE: Final = 65_536
 
@@ -64,6 +67,9 @@ class Sink(Protocol):
 
     def finish(self, chunks: Sequence[bytes]) -> None:
         """Send the last of the body, maybe nothing or all of it. Raises ResponseNotStored."""
+
+    def answer(self, head: ResponseHead, body: bytes) -> None:
+        """Send a small response that is all there, in place of `begin` and `finish`."""
 
     def finish_file(self, descriptor: int, offset: int, size: int, close: Callable[[], object]) -> None:
         """Send `size` bytes of a file, from `offset` on, as the last of the body.
@@ -291,6 +297,8 @@ class _Response:
 
     def _send_complete(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
         """Send a body that is all there: with the head, at once, whatever the client does."""
+        if len(chunks) == 1 and self._is_answer(chunks[0]):
+            return
         chunks = tuple(chunks)  # a list may be another request's too, and change meanwhile
         length = 0
         for chunk in chunks:
@@ -307,6 +315,20 @@ class _Response:
             if chunk and not self._write(chunk):
                 break
         self._end()
+
+    def _is_answer(self, body: bytes) -> bool:
+        """Send a body if it is small, and nothing has to be said of it. Returns whether that is so."""
+        head = self._head
+        if self.phase is not _HEAD or head is None or self._is_head or not head.allows_body:
+            return False
+        _check_chunk(body)
+        length = len(body)
+        if length > _SMALL_ANSWER or (head.content_length is not None and head.content_length != length):
+            return False
+        self.phase = _COMPLETE
+        self._surplus = ""
+        self._sink.answer(head, body)
+        return True
 
     def _send_file(self, file: ReadOnlyFileBasedBuffer) -> bool:
         """Hand over a real file, to be sent without a thread. Returns whether that was done."""
