@@ -68,6 +68,7 @@ class Output:
 
     __slots__ = (
         "_announced",
+        "_answer",
         "_async_body",
         "_async_rest",
         "_chunks",
@@ -126,6 +127,7 @@ class Output:
         self._announced = False  # the loop has been told of something that it has not taken
         self._finished = False
         self._closed = False
+        self._answer: bytes | None = None  # the whole body, if it came in one step
         self._async_body: AsyncBody | None = None  # where the rest comes from
         self._async_rest: AsyncBody | None = None  # the same, once nothing else is left to take
         self._on_loss: list[Callable[[], object]] | None = None  # for when the client leaves
@@ -275,7 +277,7 @@ class Output:
         self.length = len(body)
         with self._lock:
             if not self._closed:
-                self._chunks = [body]
+                self._answer = body
             self._finished = True
             self._on_loss = None
             announced, self._announced = self._announced, True
@@ -360,7 +362,8 @@ class Output:
             if self._drained is not None:
                 self._drained.notify_all()
             self._announce()
-        _close_regions(unwanted)
+        if unwanted:
+            _close_regions(unwanted)
         if ring is not None:
             ring.close()
 
@@ -464,8 +467,11 @@ class Output:
         None at all and not the last: `on_ready` is called when there is more. A piece of a file comes
         alone, may be larger, and is reported to `sent` when it is.
         """
-        rest = self._async_rest
-        if rest is not None:  # no thread has anything to do with it any more
+        answer, rest = self._answer, self._async_rest
+        if answer is not None:  # no thread has anything to do with either of them any more
+            self._answer = None
+            return [answer], True
+        if rest is not None:
             items, last = rest.take(limit)
             if last:
                 self._async_ended(rest)
@@ -571,6 +577,7 @@ class Output:
                 self._sending = None
             self._chunks = []
             self._last = ()
+            self._answer = None
             self._size = 0
             self._store.memory.add(-self._counted)
             self._counted = 0

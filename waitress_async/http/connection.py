@@ -231,7 +231,13 @@ class Connection:
         else:
             self.sending = _UNTIL_CLOSE
             self._closing = True
-        if self._closing or request is None or not request.keep_alive or not self._ends_soon():
+        is_received = self.receiving is _RECEIVED
+        if (
+            self._closing
+            or request is None
+            or not request.keep_alive
+            or not (is_received or self._ends_soon())
+        ):
             self._closing = True
             framing += b"Connection: close\r\n"
         elif not request.http_11:
@@ -239,9 +245,7 @@ class Connection:
         return b"".join((head.status_line, head.fields, default_fields, framing, b"\r\n"))
 
     def _ends_soon(self) -> bool:
-        """Whether the request is complete, or will be after a few bytes that are sure to come."""
-        if self.receiving is _RECEIVED:
-            return True
+        """Whether the request will be complete after a few bytes that are sure to come."""
         if self.receiving is not _AWAITING_BODY or self._continue_owed or self.eof:
             return False
         return isinstance(self._body, LengthReader) and self._body.remaining <= _DISCARD_LIMIT
