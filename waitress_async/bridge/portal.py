@@ -128,9 +128,11 @@ class Portal:
 class _Call(Generic[T]):
     """What one thread has asked for and the loop makes. The answer crosses with the release of a lock."""
 
-    __slots__ = ("_answered", "_context", "_error", "_is_over", "_on_over", "_result", "task")
+    __slots__ = ("_answered", "_context", "_error", "_is_over", "_on_over", "_result", "name", "task")
 
-    def __init__(self, on_over: Callable[[_Call[Any]], object]) -> None:
+    def __init__(self, name: str, on_over: Callable[[_Call[Any]], object]) -> None:
+        self.name = name
+        """What it calls, for the log."""
         self._on_over = on_over
         self._context = copy_context()
         self._answered = threading.Lock()
@@ -158,11 +160,6 @@ class _Call(Generic[T]):
 
     # -- the loop
 
-    @property
-    def name(self) -> str:
-        """What it calls, for the log."""
-        raise NotImplementedError
-
     def start(self) -> None:
         """Make the call, unless it was cancelled."""
         raise NotImplementedError
@@ -188,12 +185,8 @@ class _SyncCall(_Call[T]):
     __slots__ = ("_function",)
 
     def __init__(self, function: partial[T], on_over: Callable[[_Call[Any]], object]) -> None:
-        super().__init__(on_over)
+        super().__init__(_name(function), on_over)
         self._function = function
-
-    @property
-    def name(self) -> str:
-        return _name(self._function)
 
     def start(self) -> None:
         if self._is_over:
@@ -219,15 +212,11 @@ class _AsyncCall(_Call[T]):
         loop: asyncio.AbstractEventLoop,
         timeout: float | None,
     ) -> None:
-        super().__init__(on_over)
+        super().__init__(_name(function), on_over)
         self._function = function
         self._loop = loop
         self._ends_at = None if timeout is None else monotonic() + timeout
         self._reason: BaseException | None = None  # that it is cancelled for
-
-    @property
-    def name(self) -> str:
-        return _name(self._function)
 
     def start(self) -> None:
         if self._is_over:
