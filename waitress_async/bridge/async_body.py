@@ -34,7 +34,7 @@ class AsyncBodies:
         self.memory = memory
         self.tasks = tasks
         self._log = log
-        self._wakeup = wakeup
+        self.wakeup = wakeup
         self._limit = limit
         self._lock = threading.Lock()  # of the count
         self._count = 0
@@ -63,7 +63,7 @@ class AsyncBodies:
 
     def discard(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
         """Close an iterable that nobody will ask for anything. `path` is for the log. Any thread."""
-        self._wakeup.call(partial(self.discard_now, iterable, context, path))
+        self.wakeup.call(partial(self.discard_now, iterable, context, path))
 
     def discard_now(self, iterable: AsyncIterable[bytes], context: Context, path: str) -> None:
         """The same, on the loop's thread."""
@@ -215,9 +215,9 @@ class AsyncBody:
         self._over = True
         self._bodies.ended()
         if self._request_body is not None:
-            self._bodies.tasks.call_soon(self._request_body.close)
+            self._bodies.wakeup.call(self._request_body.close)
         if not self._closed:
-            self._bodies.tasks.call_soon(self._on_ready)
+            self._bodies.wakeup.call(self._on_ready)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         if self._over:

@@ -7,7 +7,6 @@ import enum
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from contextvars import Context
 from functools import partial
 from io import BufferedReader, RawIOBase
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
@@ -185,7 +184,7 @@ class Input:
         reader.feed_data(data)
         if self._ended:
             reader.feed_eof()
-        self._call_soon(self._on_first_read)
+        self._wakeup.call(partial(self._on_first_read, self))
         return reader
 
     def _reader_is_full(self) -> None:
@@ -194,11 +193,7 @@ class Input:
 
     def _reader_has_room(self) -> None:
         self.paused = False
-        self._call_soon(self._resume_reading)
-
-    def _call_soon(self, call: Callable[[Input], object]) -> None:
-        """Have `call` made by the loop, in no context of the app's: what watches the socket would keep it."""
-        self._wakeup.loop.call_soon(call, self, context=Context())
+        self._wakeup.call(partial(self._resume_reading, self))
 
     def _end_reader(self) -> None:
         """There is an error now, unless the body is complete."""

@@ -39,10 +39,6 @@ class Tasks:
         task.add_done_callback(self._tasks.discard, context=self._context)
         return task
 
-    def call_soon(self, call: Callable[[], object]) -> None:
-        """Have `call()` made by the loop, in none of the apps' contexts."""
-        asyncio.get_running_loop().call_soon(call, context=self._context)
-
     def cancel(self) -> None:
         """Cancel what is left."""
         for task in list(self._tasks):

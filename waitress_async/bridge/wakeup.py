@@ -33,7 +33,10 @@ class Wakeup:
         return self._loop
 
     def call(self, call: Call) -> None:
-        """Have `call()` made on the loop. Any thread, or a signal handler. A no-op on a closed loop."""
+        """Have `call()` made on the loop, in nobody's context. Any thread, or a signal handler.
+
+        A no-op on a closed loop.
+        """
         self._calls.append(call)
         if self._pending.acquire(blocking=False):
             try:
