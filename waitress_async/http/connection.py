@@ -166,7 +166,7 @@ class Connection:
         request = self._request
         if self.receiving is not _AWAITING_BODY or request is None or request.content_length is None:
             return None
-        if not request.content_length <= limit or request.content_length > len(self._buffer):
+        if request.content_length > min(limit, self.unread):
             return None
         self._body = None
         self.receiving = _RECEIVED

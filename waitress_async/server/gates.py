@@ -14,7 +14,7 @@ from waitress_async.errors import InternalServerError
 from waitress_async.http import Answer, HeadEncoder, Request, error_response
 from waitress_async.server.gate_request import GateRequest
 from waitress_async.server.refusal import Refusal
-from waitress_async.wsgi import Environ
+from waitress_async.wsgi import Environ, logged_path
 
 Gate = Callable[[GateRequest], Awaitable[Refusal | None]]
 
@@ -35,9 +35,6 @@ _PROTECTED: Final = frozenset(
         "SERVER_PROTOCOL",
     }
 )
-
-# Characters of a path that are put into a log line.
-_LOGGED: Final = 1_000
 
 
 class Gates:
@@ -79,7 +76,7 @@ class Gates:
 
     def start(self, hearing: Hearing, request: Request, asked: GateRequest) -> asyncio.Task[Verdict]:
         """The task of a hearing. Each of a request has the same context: what one gate sets, the next has."""
-        name = f"{self._names} for {_escaped(request.path)}"
+        name = f"{self._names} for {logged_path(request.path)}"
         work = self._judge(hearing, request, asked)
         return self._tasks.start(work, self._context.copy(), name, hearing.ended)
 
@@ -101,7 +98,7 @@ class Gates:
                 raise
             except BaseException as error:  # an exit too: it is one request's, and not the program's
                 message = "Exception in the gate %s for %s"
-                self._log.log_exception(error, message, _name_of(gate), _escaped(request.path))
+                self._log.log_exception(error, message, _name_of(gate), logged_path(request.path))
                 return self._failure
         if asked.environ:
             return replace(request, fields={**request.fields, **asked.environ})
@@ -175,8 +172,3 @@ def _check_entries(entries: Mapping[Any, object]) -> None:
 def _name_of(gate: object) -> str:
     named = gate if hasattr(gate, "__qualname__") else getattr(gate, "func", type(gate))
     return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '?')}"
-
-
-def _escaped(path: str) -> str:
-    """A path for a log line."""
-    return ascii(path[:_LOGGED])[1:-1]

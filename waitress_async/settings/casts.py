@@ -228,9 +228,7 @@ def to_gates(value: object) -> tuple[Gate | str, ...]:
 
 
 def _checked_gate(gate: Any) -> Gate:
-    is_object = callable(gate) and not isinstance(
-        gate, type
-    )  # a class has the method, and is not what has it
+    is_object = callable(gate) and not isinstance(gate, type)  # whose method is not a class's own call
     if inspect.iscoroutinefunction(gate) or (is_object and inspect.iscoroutinefunction(gate.__call__)):
         checked: Gate = gate
         return checked

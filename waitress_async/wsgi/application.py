@@ -21,7 +21,7 @@ from waitress_async.errors import (
     ServiceUnavailable,
 )
 from waitress_async.http import HeadEncoder, ResponseHead, error_response
-from waitress_async.wsgi.environ import Environ
+from waitress_async.wsgi.environ import Environ, logged_path
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -41,9 +41,6 @@ _SMALL_FILE: Final = 65_536
 
 # Nested calls that `write` may need, down into the loop's `call_soon_threadsafe` in its debug mode.
 _WRITE_DEPTH: Final = 40
-
-# Characters of a path that are put into a log line.
-_LOGGED: Final = 1_000
 
 _TOO_LONG: Final = (
     "application-written content exceeded the number of bytes specified by Content-Length header (%s)"
@@ -195,8 +192,7 @@ class _Response:
     @property
     def path(self) -> str:
         """The request's path, escaped for a log line."""
-        cut = "..." if len(self._path) > _LOGGED else ""
-        return ascii(self._path[:_LOGGED])[1:-1] + cut
+        return logged_path(self._path)
 
     @property
     def is_client_gone(self) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Final, TextIO
 
 from waitress_async.buffers import ReadOnlyFileBasedBuffer, SpooledBody
 from waitress_async.http import Request
 
 Environ = dict[str, Any]
+
+# Characters of a path that are put into a log line.
+_LOGGED: Final = 1_000
 
 
 def server_environ(
@@ -70,6 +73,11 @@ def path_below(prefix: str, path: str) -> str:
     if path == prefix or path.startswith(prefix + "/"):
         return path[len(prefix) :]
     return path  # others are served too, as waitress does
+
+
+def logged_path(path: str) -> str:
+    """A path, escaped and cut for a log line."""
+    return ascii(path[:_LOGGED])[1:-1] + ("..." if len(path) > _LOGGED else "")
 
 
 def request_environ(
