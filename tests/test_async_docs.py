@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from pytest_waitress_async import ServeInThread
+from tests.documents import DOCS, defined_by, named_snippets, snippets
 from tests.server.support import nothing_left
 from tests.settings.samples import BY_NAME
 
@@ -21,24 +22,16 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "docs" / "async-lifespan.md", ROOT / "docs" / "async-embedding.md"]
+PAGES = [DOCS / "async-lifespan.md", DOCS / "async-embedding.md"]
 TIMEOUT = 30  # seconds, for whatever is waited for
 
 # Each example by its name: what it is marked with on its page.
-EXAMPLES: dict[str, str] = {
-    name: source
-    for page in PAGES
-    for name, source in re.findall(
-        r"<!-- run: (\w+) -->\n```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL
-    )
-}
+EXAMPLES = {name: source for page in PAGES for name, source in named_snippets(page.name).items()}
 
 
 def example(name: str) -> dict[str, Any]:
     """What it defines."""
-    namespace: dict[str, Any] = {}
-    exec(compile(EXAMPLES[name], f"example {name}", "exec"), namespace)
-    return namespace
+    return defined_by(EXAMPLES[name])
 
 
 def saying(text: bytes) -> WSGIApplication:
@@ -54,7 +47,7 @@ def get(url: str) -> str:
 
 
 def test_every_example_is_run() -> None:
-    blocks = sum(page.read_text("utf-8").count("```python") for page in PAGES)
+    blocks = sum(len(snippets(page.name)) for page in PAGES)
     assert len(EXAMPLES) == blocks
     source = Path(__file__).read_text("utf-8")
     assert [name for name in EXAMPLES if f'example("{name}")' not in source and name != "fixtures"] == []

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.conftest import ServeInThread
+from tests.documents import defined_by, snippets
 from tests.server.support import Client, request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "async-body.md"
-
 
 def examples() -> dict[str, Any]:
-    """All names that its snippets define, one after the other."""
-    names: dict[str, Any] = {"__name__": "docs_async_body"}
-    for snippet in re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S):
-        exec(compile(snippet, str(DOCUMENT), "exec"), names)
-    return names
+    return defined_by(*snippets("async-body.md"))
 
 
 def store(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:

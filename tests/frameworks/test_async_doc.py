@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 from tests.conftest import ServeInThread
+from tests.documents import defined_by, snippets
 from tests.frameworks.conftest import MakeDjango
 from tests.server.support import Client, eventually, request
 from waitress_async import sse
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "async.md"
-
 
 def examples() -> dict[str, Any]:
-    """All names that its snippets define, one after the other."""
-    names: dict[str, Any] = {"__name__": "docs_async"}
-    for snippet in re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S):
-        exec(compile(snippet, str(DOCUMENT), "exec"), names)
-    return names
+    return defined_by(*snippets("async.md"))
 
 
 def test_streams(serve_in_thread: ServeInThread) -> None:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
 
 from tests.conftest import ServeInThread
+from tests.documents import defined_by, snippets
 from tests.frameworks.command import ROOT, TIMEOUT, environment
 from tests.server.support import Client, eventually, local_server, on_each_loop, request
 from tests.server.support import in_thread as beside_the_loop
@@ -21,9 +22,7 @@ from tests.server.support import in_thread as beside_the_loop
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "docs" / "async-from-thread.md").read_text(), re.MULTILINE | re.DOTALL
-)
+BLOCKS = snippets("async-from-thread.md")
 
 # -- the example
 
@@ -85,9 +84,7 @@ def test_the_first_of_the_document_is_the_example() -> None:
 
 def app_of(block: str, **names: object) -> Callable[..., Iterable[bytes]]:
     """The app that a piece of the document defines, with `names` given to it."""
-    space: dict[str, Any] = dict(names)
-    exec(block, space)  # our own documentation
-    app: Callable[..., Iterable[bytes]] = space["app"]
+    app: Callable[..., Iterable[bytes]] = defined_by(block, **names)["app"]
     return app
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import RunningServer, ServeInThread
-from tests.server.support import Client, GatedApp
+from tests.server.support import Client, GatedApp, eventually, memory_used, temporary_files
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+ServeStreaming = Callable[..., RunningServer]
 
 
 @pytest.fixture
@@ -30,3 +37,21 @@ def connect(serve_in_thread: ServeInThread) -> Iterator[Callable[[RunningServer]
     yield make
     for client in clients:
         client.sock.close()
+
+
+@pytest.fixture
+def serve_streaming(serve_in_thread: ServeInThread) -> Iterator[ServeStreaming]:
+    """As `serve_in_thread`, but requests are streamed, and at the end nothing must be left of any."""
+    servers: list[RunningServer] = []
+
+    def start(app: WSGIApplication, **settings: object) -> RunningServer:
+        servers.append(serve_in_thread(app, **{"stream_request_body": True, **settings}))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        bodies = server.server._runtime.outputs.async_bodies
+        eventually(lambda: bodies._count == 0 and not bodies.tasks._tasks, "no async body is left")  # noqa: B023
+        eventually(lambda: memory_used(server) == 0, "no memory is counted")  # noqa: B023
+    if sys.platform == "linux":
+        assert temporary_files() == 0

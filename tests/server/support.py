@@ -116,6 +116,11 @@ def temporary_files() -> int:
     return len(_unnamed_files() - _OF_PYTEST)
 
 
+def memory_used(server: RunningServer) -> int:
+    """Bytes of bodies that a server counts as held in memory."""
+    return server.server._runtime.memory.used
+
+
 def held() -> int:
     """Open sockets and files without a name: what connections hold. (A loop opens more, when first used.)"""
     return sum(name.startswith("socket:") for name in descriptors()) + temporary_files()

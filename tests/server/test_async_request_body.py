@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import RunningServer, ServeInThread
+from tests.conftest import ServeInThread
+from tests.server.conftest import ServeStreaming
 from tests.server.support import (
     DEADLINE,
     Client,
@@ -21,13 +22,14 @@ from tests.server.support import (
     eventually,
     held,
     hello,
+    memory_used,
     needs_proc,
     request,
     server_threads,
     small_listener,
     visit_at_random,
 )
-from tests.server.test_streamed_requests import FRAMINGS, HELD, ON_THE_WAY, framed, head, last, memory_used
+from tests.server.test_streamed_requests import FRAMINGS, HELD, ON_THE_WAY, framed, head, last
 from tests.server.test_tls import NAME, TLSClient
 from tests.server.test_tls_contexts import Client as TrustingClient
 from tests.server.test_tls_contexts import Files
@@ -35,10 +37,9 @@ from waitress_async import ClientDisconnected
 from waitress_async.bridge import Input, RequestBody
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 Make = Callable[[RequestBody], AsyncIterator[bytes]]
-ServeStreaming = Callable[..., RunningServer]
 
 EXPECT = "Expect: 100-continue\r\n"
 
@@ -137,22 +138,6 @@ class Stepped:
     def do(self, step: Callable[[RequestBody], Any]) -> object:
         self.begin(step)
         return self.result()
-
-
-@pytest.fixture
-def serve_streaming(serve_in_thread: ServeInThread) -> Iterator[ServeStreaming]:
-    """As `serve_in_thread`, but requests are streamed, and at the end nothing must be left of any."""
-    servers: list[RunningServer] = []
-
-    def start(app: WSGIApplication, **settings: object) -> RunningServer:
-        servers.append(serve_in_thread(app, **{"stream_request_body": True, **settings}))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        bodies = server.server._runtime.outputs.async_bodies
-        eventually(lambda: bodies._count == 0 and not bodies.tasks._tasks, "no async body is left")  # noqa: B023
-        eventually(lambda: memory_used(server) == 0, "no memory is counted")  # noqa: B023
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from tests.server.support import (
     held,
     hello,
     in_thread,
+    memory_used,
     needs_proc,
     on_each_loop,
     request,
@@ -167,10 +168,6 @@ def app(path: Path, sendfile: SendFile) -> FileApp:
 
 def is_open(path: Path) -> bool:
     return any(name.startswith(str(path)) for name in descriptors())
-
-
-def memory_used(server: RunningServer) -> int:
-    return server.server._runtime.memory.used
 
 
 def serve_slowly(serve_in_thread: ServeInThread, app: WSGIApplication, **settings: object) -> RunningServer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import RunningServer, ServeInThread
-from tests.server.support import Client, eventually, request, settled, small_listener
+from tests.server.support import Client, eventually, memory_used, request, settled, small_listener
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -32,10 +32,6 @@ def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[byt
 def many() -> Iterator[ExitStack]:
     with ExitStack() as clients:
         yield clients
-
-
-def memory_used(server: RunningServer) -> int:
-    return server.server._runtime.memory.used
 
 
 def test_bodies_below_every_threshold_do_not_add_up(serve_in_thread: ServeInThread, many: ExitStack) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
@@ -13,26 +12,27 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
-from tests.conftest import RunningServer, ServeInThread
+from tests.conftest import RunningServer
+from tests.server.conftest import ServeStreaming
 from tests.server.support import (
     DEADLINE,
     Client,
     eventually,
     held,
     hello,
+    memory_used,
     needs_proc,
     request,
     server_has_read,
     server_threads,
     settled,
     small_listener,
-    temporary_files,
     visit_at_random,
 )
 from waitress_async import ClientDisconnected
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 Connect = Callable[[RunningServer], Client]
 
@@ -128,10 +128,6 @@ class SteppedApp:
         self._steps.put(None)
 
 
-def memory_used(server: RunningServer) -> int:
-    return server.server._runtime.memory.used
-
-
 @pytest.fixture
 def stepped(serve_streaming: ServeStreaming) -> Iterator[SteppedApp]:
     """An app to be told what to do, and told to end at the end."""
@@ -139,25 +135,6 @@ def stepped(serve_streaming: ServeStreaming) -> Iterator[SteppedApp]:
     yield app
     for _ in range(100):
         app.finish()
-
-
-ServeStreaming = Callable[..., RunningServer]
-
-
-@pytest.fixture
-def serve_streaming(serve_in_thread: ServeInThread) -> Iterator[ServeStreaming]:
-    """As `serve_in_thread`, but requests are streamed, and no memory must be counted at the end."""
-    servers: list[RunningServer] = []
-
-    def start(app: WSGIApplication, **settings: object) -> RunningServer:
-        servers.append(serve_in_thread(app, **{"stream_request_body": True, **settings}))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        eventually(lambda: memory_used(server) == 0, "no memory is counted")  # noqa: B023
-    if sys.platform == "linux":
-        assert temporary_files() == 0
 
 
 @pytest.fixture
