@@ -10,6 +10,7 @@ import random
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -755,6 +756,66 @@ def test_a_client_that_leaves_a_stream(serve: Serve, trust: ssl.SSLContext, ends
                     pass
         assert app.closed.wait(DEADLINE)
         eventually(lambda: count(server) == 0, "the server has closed")
+
+
+def test_nothing_is_written_to_a_client_that_has_left_and_is_still_sent_to(
+    serve: Serve, trust: ssl.SSLContext
+) -> None:
+    """asyncio sends it what it holds before it tells of the end, and warns of what is written meanwhile."""
+    may_write = threading.Semaphore(0)
+    written = 0
+    ended = False
+
+    def app(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        nonlocal written, ended
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        try:
+            while may_write.acquire(timeout=DEADLINE):
+                yield bytes(4_000)
+                written += 1
+        finally:
+            ended = True
+
+    server = serve(app, sockets=[small_listener()])
+    client = InMemory(trust)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        sock.settimeout(DEADLINE)
+        sock.connect(server.address)
+        client.run(sock, client.tls.do_handshake)
+        client.run(sock, lambda: client.tls.write(request()))
+        eventually(lambda: bool(protocols(server)), "it is connected")
+        (protocol,) = protocols(server)
+
+        def write(times: int) -> None:
+            for _ in range(times):
+                before = written
+                may_write.release()
+                eventually(lambda: ended or written > before, "the app has written")  # noqa: B023
+                turns(server, 1)
+
+        while not is_full(protocol._transport):
+            write(1)
+        write(30)  # of which the system takes about a half, asyncio the rest
+        assert not protocol._sender.paused
+        assert is_full(protocol._transport)
+        sock.shutdown(socket.SHUT_WR)
+        turns(server, 10)
+        write(10)
+        with contextlib.suppress(OSError):
+            while sock.recv(65_536):
+                pass
+        eventually(lambda: count(server) == 0, "the server has closed")
+    may_write.release()
+    eventually(lambda: ended, "the app is told")
+
+
+def turns(server: RunningServer, number: int) -> None:
+    """Wait until the server's loop has gone round so often."""
+    for _ in range(number):
+        done = threading.Event()
+        server.loop.call_soon_threadsafe(done.set)
+        assert done.wait(DEADLINE)
 
 
 @pytest.mark.parametrize("ends", ["by a word", "by a FIN", "by a reset"])

@@ -8,7 +8,30 @@ from waitress_async.server.ends import Ends
 from waitress_async.server.peer_state import has_ended, is_broken, is_full
 from waitress_async.server.protocol import HTTPProtocol
 from waitress_async.server.runtime import Runtime
+from waitress_async.server.sender import Sender
 from waitress_async.server.tls import environ_of
+
+
+class EncryptedSender(Sender):
+    """Sends under TLS. What asyncio's takes when the client has ended the connection, or is gone, it throws
+    away, and tells nobody but the log; so nothing is written then."""
+
+    __slots__ = ()
+
+    def pump(self) -> None:
+        if not has_ended(self._transport):
+            super().pump()
+        elif is_broken(self._transport) or not self._transport.is_reading():
+            self._transport.abort()
+        # else asyncio is about to read that it is the end, or has, and sends what it holds.
+
+    def _is_lost(self) -> bool:
+        return super()._is_lost() or is_broken(self._transport)
+
+    def _write(self, segments: list[bytes | memoryview]) -> None:
+        if data := b"".join(segments):  # however large: TLS copies it anyway
+            self.progress += len(data)
+            self._transport.write(data)
 
 
 class EncryptedProtocol(HTTPProtocol):
@@ -16,6 +39,8 @@ class EncryptedProtocol(HTTPProtocol):
     when it is, and it neither tells how much is unsent nor that what is written goes nowhere."""
 
     __slots__ = ("_room_seen", "_room_since", "_told_sent")
+
+    _sender_class = EncryptedSender
 
     def __init__(self, runtime: Runtime, ends: Ends) -> None:
         super().__init__(runtime, ends)
@@ -25,7 +50,6 @@ class EncryptedProtocol(HTTPProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._pump = self._pump_to_the_living
         self._base_environ.update(environ_of(transport.get_extra_info("ssl_object")))
 
     def eof_received(self) -> bool:
@@ -35,15 +59,6 @@ class EncryptedProtocol(HTTPProtocol):
         self._end_hearing()
         self._linger_for(self._runtime.settings.linger_timeout)
         return False
-
-    def _pump_to_the_living(self) -> None:
-        """What asyncio's TLS takes when the client is gone, or has ended the connection while reading is
-        paused, it tells nobody but the log of."""
-        has_left = has_ended if self._reading_paused else is_broken
-        if has_left(self._transport):
-            self._transport.abort()
-        else:
-            self._sender.pump()
 
     def _end_sending(self, *, at_once: bool) -> bool:
         if at_once:

@@ -7,7 +7,7 @@ import enum
 import logging
 import sys
 from io import BytesIO
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 from waitress_async.bridge import Input, Output, QueueFull
 from waitress_async.buffers import BufferReader
@@ -103,6 +103,8 @@ class HTTPProtocol(asyncio.Protocol):
         "_yielded",
     )
 
+    _sender_class: ClassVar[type[Sender]] = Sender
+
     def __init__(self, runtime: Runtime, ends: Ends, redirect_port: int | None = None) -> None:
         """`redirect_port` is where https is spoken, on a connection whose requests are all sent there."""
         self._runtime = runtime
@@ -138,7 +140,7 @@ class HTTPProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         runtime = self._runtime
         self._transport = cast(asyncio.Transport, transport)
-        self._sender = Sender(
+        self._sender = self._sender_class(
             self._transport,
             self._connection,
             runtime.default_fields,
@@ -183,7 +185,6 @@ class HTTPProtocol(asyncio.Protocol):
         exchange = self._exchange
         self._exchange = None
         self._sender.close()
-        self._pump = self._sender.pump  # not our own: no cycle is left for the collector to find
         self._count_unread(0)
         self._end_hearing()
         if exchange is not None:

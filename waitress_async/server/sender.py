@@ -13,7 +13,6 @@ from waitress_async.buffers import FileRegion
 from waitress_async.errors import LocalProtocolError
 from waitress_async.http import NO_FRAME, Answer, Connection, DefaultFields, ResponseHead
 from waitress_async.server.file_sender import FileSender
-from waitress_async.server.peer_state import is_broken
 
 _TAKE: Final = 262_144  # bytes asked of a source at a time
 _TAKE_SHORT: Final = 16_384  # the same when memory is short
@@ -57,7 +56,6 @@ class Sender:
         "_connection",
         "_counted",
         "_default_fields",
-        "_encrypted",
         "_file",
         "_file_task",
         "_head_sent",
@@ -85,7 +83,6 @@ class Sender:
         `on_complete(whole)` is called when a source is sent, or, with False, when it was aborted.
         """
         self._transport = transport
-        self._encrypted = transport.get_extra_info("sslcontext") is not None
         self._connection = connection
         self._default_fields = default_fields
         self._store = store
@@ -233,9 +230,12 @@ class Sender:
             connection.send_data(body),
             connection.end_response(),
         ]
-        # As in `pump`: of many that are refused at once, the first may have found that the client is gone.
-        if not (self._transport.is_closing() or (self._encrypted and is_broken(self._transport))):
+        if not self._is_lost():
             self._write(segments)
+
+    def _is_lost(self) -> bool:
+        """Whether the connection is at its end: of many answers at once, the first may have found it so."""
+        return self._transport.is_closing()
 
     def send_continue(self) -> None:
         """Send 100 (Continue), if the client may be waiting for it."""
@@ -246,7 +246,7 @@ class Sender:
     def _write(self, segments: list[bytes | memoryview]) -> None:
         total = sum(map(len, segments))
         self.progress += total
-        if total <= _JOIN_WRITE or self._encrypted:  # TLS copies it anyway
+        if total <= _JOIN_WRITE:
             if data := b"".join(segments):
                 self._transport.write(data)
             return
