@@ -1651,3 +1651,23 @@ def test_of_an_answer_to_a_client_that_is_gone_nothing_is_kept(side: Side) -> No
     side.output.close()
     side.output.answer(HEAD, b"whole")
     assert side.output.take(100) == ([], True)
+
+
+def test_an_answer_that_crosses_while_something_else_is_taken(side: Side) -> None:
+    """The loop has seen that there is no answer, and waits for the lock that the app's thread holds."""
+    lock = side.output._lock
+
+    class HeldByTheApp:
+        """Gives the lock to the loop when the thread has done what it holds it for."""
+
+        def __enter__(self) -> None:
+            side.output._lock = lock
+            side.output.answer(HEAD, b"whole")
+            lock.acquire()
+
+        def __exit__(self, *_exc: object) -> None:
+            lock.release()
+
+    side.output.hint(b"hint")
+    side.output._lock = HeldByTheApp()  # type: ignore[assignment]
+    assert side.output.take(100) == ([b"whole"], True)

@@ -495,10 +495,12 @@ class Output:
             self._announced = more
             if self._wake_at >= 0:
                 self._wake_if_drained()
-            if taken or more or self._async_body is None:
+            if taken or more:
                 return taken, self._finished and not more
+            if self._answer is None and self._async_body is None:
+                return taken, self._finished
             self._async_rest = self._async_body
-        return self.take(limit)
+        return self.take(limit)  # of what has come since it was looked for without the lock
 
     def _async_ended(self, body: AsyncBody) -> None:
         self.aborted = body.aborted
