@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import pytest
 
 from waitress_async.errors import BadRequest, LocalProtocolError, RequestError
@@ -50,6 +53,10 @@ def request(connection: Connection) -> Request:
 def respond(connection: Connection, body: bytes = b"") -> bytes:
     head = connection.send_response(OK, b"", len(body))
     return head + connection.send_data(body) + connection.end_response()
+
+
+def respond_whole(connection: Connection, body: bytes = b"") -> bytes:
+    return connection.send_whole(OK, b"", body)
 
 
 def events(connection: Connection) -> list[Event]:
@@ -745,3 +752,120 @@ class TestMisuse:
         """No end without a beginning."""
         with pytest.raises(LocalProtocolError):
             getattr(self, state)().end_response()
+
+
+# -- one step for what takes three
+
+
+@pytest.mark.parametrize("body", [b"", b"body"])
+@pytest.mark.parametrize(
+    "headers", [[], [("Content-Length", "0")], [("Content-Length", "4")], [("Content-Length", "5")]]
+)
+@pytest.mark.parametrize(
+    "status", ["200 OK", "204 No Content", "304 Not Modified", "500 Internal Server Error"]
+)
+@pytest.mark.parametrize(
+    "received",
+    [
+        GET + SECOND,
+        GET.replace(b"1.1", b"1.0"),
+        GET.replace(b"1.1\r\n", b"1.0\r\nConnection: keep-alive\r\n"),
+        GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        GET.replace(b"GET", b"HEAD"),
+        LENGTH,
+        LENGTH + b"12345" + GET,
+        MUCH,
+        CHUNKED,
+        EXPECT,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_whole_response_is_its_three_parts(
+    received: bytes, status: str, headers: list[tuple[str, str]], body: bytes, closing: bool
+) -> None:
+    head = HeadEncoder().encode(status, headers)
+
+    def run(respond: Callable[[Connection], bytes]) -> tuple[object, ...]:
+        connection = connect(received)
+        with contextlib.suppress(RequestError):
+            connection.next_event()
+        if closing:
+            connection.close_after_response()
+        sent: bytes | str
+        try:
+            sent = respond(connection)
+        except LocalProtocolError as error:
+            sent = str(error)
+        try:
+            then: object = events(connection)
+        except RequestError as error:
+            then = str(error)
+        return sent, connection.sending, connection.receiving, connection.unread, then
+
+    assert run(lambda connection: connection.send_whole(head, b"X: y\r\n", body)) == run(
+        lambda connection: (
+            connection.send_response(head, b"X: y\r\n", len(body))
+            + connection.send_data(body)
+            + connection.end_response()
+        )
+    )
+
+
+# -- heads that repeat
+
+
+def test_the_same_head_again_is_the_same_request() -> None:
+    connection = connect()
+    told = []
+    for data in (GET, GET, SECOND, SECOND, GET, GET[:9], GET[9:], GET):
+        connection.receive_data(data)
+        event = connection.next_event()
+        if event is not NEED_DATA:
+            told.append(event)
+            respond(connection)
+    first, again, second, second_again, first_again, _cut, last = told
+    assert first is again
+    assert second is second_again
+    assert first == first_again == last
+
+
+@pytest.mark.parametrize("respond", [respond, respond_whole])
+def test_heads_that_repeat_may_be_cut_anywhere(respond: Callable[[Connection], bytes]) -> None:
+    """By what is remembered nothing is changed: not the start of a longer head, and not the middle of one."""
+    longer = GET[:-2] + b"X: y\r\n\r\n"
+    stream = GET + GET + longer + GET + b"\r\n" + GET + LENGTH + b"12345" + LENGTH + GET[:5] + GET + GET
+
+    def paths(*pieces: bytes) -> list[str | bytes]:
+        connection = connect()
+        told: list[str | bytes] = []
+        for piece in pieces:
+            connection.receive_data(piece)
+            while (event := connection.next_event()) is not NEED_DATA:
+                if isinstance(event, Request):
+                    told.append(event.path + str(len(event.fields)))
+                    if not event.has_body:
+                        respond(connection)
+                elif isinstance(event, Data):
+                    told.append(event.data)
+                elif event is END_OF_MESSAGE:
+                    respond(connection)
+        return told
+
+    def joined(told: list[str | bytes]) -> list[str | bytes]:
+        """The pieces of a body as one."""
+        found: list[str | bytes] = []
+        for one in told:
+            if found and isinstance(one, bytes) and isinstance(found[-1], bytes):
+                found[-1] += one
+            else:
+                found.append(one)
+        return found
+
+    whole = paths(stream)
+    first = ["/first1", "/first1"]
+    assert whole == [*first, "/first2", *first, "/2", b"12345", "/2", b"GET /", "/first1", "/first1"]
+    for cut in range(len(stream)):
+        assert joined(paths(stream[:cut], stream[cut:])) == whole, cut

@@ -45,6 +45,7 @@ from waitress_async.server.exchange import Exchange
 from waitress_async.server.peer_state import acknowledged, has_ended, is_gone, reset
 from waitress_async.server.protocol import HTTPProtocol
 from waitress_async.server.runtime import Application
+from waitress_async.wsgi import Environs
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -774,7 +775,7 @@ def test_a_request_given_up_in_the_queue_belongs_to_the_loop_again() -> None:
             assert output.revoke()
         else:
             output.close()  # the client is gone: the body is the thread's, as ever
-        Exchange(application, {}, asked, body, output)()
+        Exchange(application, Environs({}), asked, body, output)()
         assert len(body) == (4 if is_revoked else 0)
         body.close()
     loop.close()

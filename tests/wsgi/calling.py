@@ -15,9 +15,9 @@ from waitress_async.errors import ClientDisconnected
 from waitress_async.http import HeadEncoder, Request, ResponseHead
 from waitress_async.wsgi import (
     Environ,
+    Environs,
     add_complete_body,
     base_environ,
-    request_environ,
     run_application,
     server_environ,
 )
@@ -186,7 +186,7 @@ def make_environ(
         errors=errors or StringIO(),
     )
     body = body or BytesIO()
-    environ = request_environ(base, request or make_request(), body, client_disconnected, print)
+    environ = Environs(base).make(request or make_request(), body, client_disconnected, print)
     if body_length is not None:
         add_complete_body(environ, SpooledBody(body, None, body_length))
     return environ

@@ -24,9 +24,9 @@ from waitress_async.http import (
 )
 from waitress_async.wsgi import (
     Environ,
+    Environs,
     add_streamed_body,
     base_environ,
-    request_environ,
     run_application,
     server_environ,
 )
@@ -107,6 +107,8 @@ def test_every_key() -> None:
         "waitress_async.state": None,
         "waitress_async.from_thread": None,
         "waitress_async.body": None,
+        "waitress_async.stream": None,  # which the call of the app sets, as the next
+        "wsgi.early_hints": None,
     }
     assert environ["wsgi.input"] is body
     assert environ["wsgi.errors"] is errors
@@ -316,9 +318,22 @@ def test_requests_share_nothing() -> None:
 def test_the_base_is_left_alone() -> None:
     """It serves all requests of a connection."""
     base = {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
-    environ = request_environ(base, make_request(), BytesIO(), bool, print)
+    environ = Environs(base).make(make_request(), BytesIO(), bool, print)
     environ["session"] = "mine"
     assert base == {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
+
+
+def test_environs_of_requests_that_repeat() -> None:
+    """What is kept for them is none of the app's."""
+    environs = Environs({"SERVER_NAME": "localhost", "SCRIPT_NAME": ""})
+    one, other = make_request(path="/one"), make_request(path="/other")
+    for request in (one, one, one, other, one, other, other, other, one):
+        body = BytesIO()
+        environ = environs.make(request, body, bool, print)
+        assert environ["wsgi.input"] is body
+        assert environ == Environs(environs.base).make(request, body, bool, print)
+        environ["PATH_INFO"] = "changed"
+        environ["session"] = "mine"
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ _DISCARD_LIMIT = 65_536
 class Connection:
     """One connection. All methods are for one thread.
 
-    Receive with `receive_data`, `receive_eof`, `next_event`; answer with `send_continue`,
-    `send_response`, `send_data`, `end_response`, each of which returns bytes to be written in order.
+    Receive with `receive_data`, `receive_eof`, `next_event`; answer with `send_continue`, `send_response`,
+    `send_data`, `end_response`, or `send_whole`, each of which returns bytes to be written in order.
     `receiving`, `sending` and `eof` (the peer will send nothing more) are for reading only.
     """
 
@@ -272,6 +272,31 @@ class Connection:
         """Frame some of the body: `data` itself, or a chunk of it, or nothing."""
         frame = self.frame_data(len(data))
         return b"" if frame is None else data if frame is NO_FRAME else data.join(frame)
+
+    def send_whole(self, head: ResponseHead, default_fields: bytes, body: bytes) -> bytes:
+        """A whole response: what `send_response`, `send_data` and `end_response` return for this body and its
+        length, in one step where nothing is unusual."""
+        request = self._request
+        if (
+            request is None
+            or self._closing
+            or self.sending is not _IDLE
+            or self.receiving is not _RECEIVED
+            or not (request.http_11 and request.keep_alive and head.allows_body)
+            or request.method == "HEAD"
+            or head.content_length not in (None, len(body))
+        ):
+            return b"".join(
+                (
+                    self.send_response(head, default_fields, len(body)),
+                    self.send_data(body),
+                    self.end_response(),
+                )
+            )
+        self._request = self._body = None
+        self.receiving = _AWAITING_HEAD
+        framing = b"\r\n" if head.content_length is not None else b"Content-Length: %d\r\n\r\n" % len(body)
+        return b"".join((head.status_line, head.fields, default_fields, framing, body))
 
     def end_response(self) -> bytes:
         """End the response. The connection is then ready for the next request, or `CLOSED`."""

@@ -30,15 +30,15 @@ _SINGLE: Final = {
 _AROUND_TARGET: Final = 64
 _LONGEST_METHOD: Final = _AROUND_TARGET - len("  HTTP/1.1")
 
-# Field sections up to this size, in bytes, are compared with the one before them.
+# Heads up to this size, in bytes, are compared with the one before them.
 _REPEAT_LIMIT: Final = 2_048
 
 
 class HeadReader:
     """Reads one head after another out of a ReceiveBuffer.
 
-    A head that has arrived whole is split once, and if its field section is the very one of the request
-    before it on this connection, not even that. Until a head has arrived whole, the lines that are
+    A head that has arrived whole is split once, and if it is the very one of the request before it on this
+    connection, or its field section is, not even that. Until a head has arrived whole, the lines that are
     complete are taken as they come and never looked at again; so an error is raised when its byte
     arrives, every cut of the same bytes gives the same outcome, and a byte at a time costs what the whole
     costs.
@@ -49,6 +49,7 @@ class HeadReader:
         "_empty_lines",
         "_fields",
         "_last",
+        "_last_head",
         "_last_section",
         "_limits",
         "_longest_line",
@@ -62,8 +63,9 @@ class HeadReader:
         self._limits = limits
         self._longest_line = limits.target_size + _AROUND_TARGET
         self._memo = memo
-        self._last_section = b""
-        self._last: Request | None = None  # what that came to
+        self._last: Request | None = None  # the request before, and the bytes it came as
+        self._last_head = b""
+        self._last_section = 0  # where its field section begins
         self._empty_lines = 0
         self._begin()
 
@@ -80,8 +82,16 @@ class HeadReader:
         return self._request_line.method if self._request_line else None
 
     def read(self, buffer: ReceiveBuffer) -> Request | None:
-        """Consume a head and return it, or return None while it is incomplete. Raises RequestError."""
+        """Consume a head and return it, or return None while it is incomplete. Raises RequestError.
+
+        The same object as the last time, if the same bytes have come.
+        """
         data, start = buffer.data, buffer.pos
+        last = self._last
+        if last is not None and not self._scanned and data.startswith(self._last_head, start):
+            buffer.pos = start + len(self._last_head)
+            self._empty_lines = 0
+            return last
         if not self._taken:
             if data.startswith(b"\r", start):
                 if not self._skip_empty_lines(buffer):
@@ -96,24 +106,24 @@ class HeadReader:
         if end < 0:
             self._take_arrived(data, start, limit)
             return None
-        line, _, section = bytes(data[start:end]).partition(b"\r\n")
-        buffer.pos = end + 4
+        buffer.pos = end = end + 4
         self._empty_lines = 0
-        return self._read_whole(line, section)
+        return self._read_whole(bytes(data[start:end]))
 
-    def _read_whole(self, line: bytes, section: bytes) -> Request:
-        """A head that arrived in one piece: its request line, and its field lines without the last CR LF."""
+    def _read_whole(self, head: bytes) -> Request:
+        """A head that arrived in one piece."""
+        line, _, section = head.partition(b"\r\n")
         request_line = self._take_request_line(line)
         method, target, authority, path, query, http_11 = request_line
         last = self._last
         if (
-            section == self._last_section
-            and last is not None
+            last is not None
+            and section == self._last_head[self._last_section :]
             and last.http_11 is http_11
             and authority is None
         ):
             self._request_line = None
-            return Request(
+            request = Request(
                 method,
                 target,
                 path,
@@ -125,11 +135,12 @@ class HeadReader:
                 last.chunked,
                 last.expect_continue,
             )
-        if section:
-            self._take_fields(section)
-        request = self._finish(request_line)
-        if authority is None and len(section) <= _REPEAT_LIMIT:
-            self._last_section, self._last = section, request
+        else:
+            if len(section) > 2:
+                self._take_fields(section[:-4])
+            request = self._finish(request_line)
+        if authority is None and len(head) <= _REPEAT_LIMIT:
+            self._last, self._last_head, self._last_section = request, head, len(line) + 2
         return request
 
     def _resume(self, buffer: ReceiveBuffer, start: int, limit: int) -> Request | None:

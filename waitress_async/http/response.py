@@ -60,16 +60,19 @@ class Answer(NamedTuple):
 
 
 class HeadEncoder:
-    """Makes response heads; remembers field lines, for apps repeat themselves.
+    """Makes response heads; remembers them and their lines, for apps repeat themselves.
 
-    One per server, shared by the pool's threads: the memo is one dict, whose single operations are
+    One per server, shared by the pool's threads: each memo is one dict, whose single operations are
     atomic, and losing an entry to a race costs nothing but doing the work again.
     """
 
     MAX_ENTRIES: Final = 1_024
     MAX_VALUE: Final = 256  # characters
+    MAX_HEADS: Final = 128
+    MAX_FIELDS: Final = 32  # of a head that is remembered
 
     def __init__(self) -> None:
+        self._heads: dict[tuple[str, tuple[tuple[str, str], ...]], ResponseHead] = {}
         self._lines: dict[tuple[str, str], tuple[str, bytes]] = {}
         self._status_lines: dict[str, tuple[int, bytes]] = {}
 
@@ -79,7 +82,16 @@ class HeadEncoder:
         Raises TypeError for what is not str, ValueError for what HTTP does not allow, and for
         hop-by-hop fields. May be called from any thread.
         """
+        headers = tuple(headers)
+        try:
+            known = self._heads.get((status, headers))
+        except TypeError:  # which is told below, of what has no hash
+            known = None
+        return known or self._encode(status, headers)
+
+    def _encode(self, status: str, headers: tuple[tuple[str, str], ...]) -> ResponseHead:
         code, status_line = self._status_lines.get(status) or self._encode_status(status)
+        repeats = len(headers) <= self.MAX_FIELDS
         lines = []
         content_length: int | None = None
         has_date = has_server = False
@@ -88,7 +100,10 @@ class HeadEncoder:
                 known = self._lines[header]
             except (KeyError, TypeError):
                 known = None  # and no exception goes on, which would be shown with that of a wrong field
-            name, line = known or self._encode_field(header)
+            if known is None:
+                known = self._encode_field(header)
+                repeats = False
+            name, line = known
             if name:
                 if name == "date":
                     has_date = True
@@ -101,9 +116,14 @@ class HeadEncoder:
                     if code == 204:  # RFC 9110 section 8.6
                         continue
             lines.append(line)
-        return ResponseHead(
+        head = ResponseHead(
             code, status_line, b"".join(lines), content_length, has_date, has_server, code not in _NO_BODY
         )
+        if repeats:
+            if len(self._heads) >= self.MAX_HEADS:
+                self._heads.clear()
+            self._heads[status, headers] = head
+        return head
 
     def encode_hints(self, headers: Iterable[tuple[str, str]]) -> bytes:
         """Check and encode a whole 103 (Early Hints) response (RFC 8297). Any thread.

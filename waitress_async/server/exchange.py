@@ -12,9 +12,9 @@ from waitress_async.http import Request, error_response
 from waitress_async.server.runtime import Application
 from waitress_async.wsgi import (
     Environ,
+    Environs,
     add_complete_body,
     add_streamed_body,
-    request_environ,
     run_application,
 )
 
@@ -29,18 +29,18 @@ class Exchange:
     BytesIO.
     """
 
-    __slots__ = ("_application", "_base_environ", "body", "is_bulky", "output", "queued_at", "request")
+    __slots__ = ("_application", "_environs", "body", "is_bulky", "output", "queued_at", "request")
 
     def __init__(
         self,
         application: Application,
-        base_environ: Environ,
+        environs: Environs,
         request: Request,
         body: BufferReader | Input | BytesIO | None,
         output: Output,
     ) -> None:
         self._application = application
-        self._base_environ = base_environ
+        self._environs = environs
         self.request = request
         self.body = body
         self.output = output
@@ -71,7 +71,7 @@ class Exchange:
                 environ,
                 output,
                 application.encoder,
-                expose_tracebacks=application.expose_tracebacks,
+                application.expose_tracebacks,
             )
             if output.overflowed is not self.is_bulky:
                 application.tell_bulky(self.request.path, output.overflowed)
@@ -90,11 +90,11 @@ class Exchange:
     def _make_environ(self) -> Environ | None:
         """The environ; None if there cannot be one, which has been answered."""
         body = self.body
-        base, request, output = self._base_environ, self.request, self.output
+        make, request, output = self._environs.make, self.request, self.output
         if body is None:
-            return request_environ(base, request, BytesIO(), output.is_closed, output.on_disconnect)
+            return make(request, BytesIO(), output.is_closed, output.on_disconnect)
         if isinstance(body, BytesIO):
-            environ = request_environ(base, request, body, output.is_closed, output.on_disconnect)
+            environ = make(request, body, output.is_closed, output.on_disconnect)
             add_complete_body(environ, SpooledBody(body, None, request.content_length or 0))
             return environ
         try:
@@ -103,7 +103,7 @@ class Exchange:
             logger.error("A request body could not be stored: %s", error)
             self._answer(no_room(error))
             return None
-        environ = request_environ(base, request, file, output.is_closed, output.on_disconnect)
+        environ = make(request, file, output.is_closed, output.on_disconnect)
         if isinstance(body, Input):
             output.request_body = body
             add_streamed_body(environ, body.getreader())

@@ -38,7 +38,7 @@ from waitress_async.server.listeners import format_address
 from waitress_async.server.peer_state import acknowledged, has_input, is_gone, reset
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
-from waitress_async.wsgi import base_environ
+from waitress_async.wsgi import Environs, base_environ
 
 # Bytes of later requests that are held while one is answered, before reading is paused.
 _LOOK_AHEAD: Final = 65_536
@@ -80,13 +80,13 @@ class HTTPProtocol(asyncio.Protocol):
     """One connection from accept to its loss, at most one exchange at a time."""
 
     __slots__ = (
-        "_base_environ",
         "_body_full",
         "_connection",
         "_continue_due",
         "_counted",
         "_end_due",
         "_entrance",
+        "_environs",
         "_exchange",
         "_hearing",
         "_is_whole",
@@ -111,7 +111,7 @@ class HTTPProtocol(asyncio.Protocol):
         trust = runtime.proxies.trust_in(ends.remote_addr)
         self._connection = Connection(runtime.limits, trust.memo)
         settings = runtime.settings
-        self._base_environ = base_environ(
+        base = base_environ(
             runtime.environ,
             server_port=ends.server_port,
             url_scheme=ends.url_scheme,
@@ -119,7 +119,8 @@ class HTTPProtocol(asyncio.Protocol):
             remote_port=ends.remote_port,
             errors=sys.stderr,
         )
-        self._entrance = Entrance.of(runtime, trust, self._base_environ, redirect_port)
+        self._environs = Environs(base)
+        self._entrance = Entrance.of(runtime, trust, base, redirect_port)
         self._hearing: Hearing | None = None  # of a request that has to wait for gates
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
@@ -194,7 +195,7 @@ class HTTPProtocol(asyncio.Protocol):
     @property
     def remote_addr(self) -> str:
         """The client's address, as far as connections tell."""
-        address: str = self._base_environ["REMOTE_ADDR"]
+        address: str = self._environs.base["REMOTE_ADDR"]
         return address
 
     @property
@@ -244,9 +245,11 @@ class HTTPProtocol(asyncio.Protocol):
                     self._begin(event)
                 else:
                     self._settle(self._entrance.meet(event, self._settle_later))
-                if self._exchange is not None:
-                    continue
-                pieces += _REQUEST_PIECES
+                if connection.receiving is _DONE:
+                    wait = _FOR_ANSWER
+                    break
+                if self._exchange is None:
+                    pieces += _REQUEST_PIECES
             elif isinstance(event, Data):
                 self._body.feed_data(event.data)
                 self._look_at_memory()
@@ -359,9 +362,9 @@ class HTTPProtocol(asyncio.Protocol):
         """Have the app called for a request, when it is complete or at once."""
         runtime = self._runtime
         output = Output(runtime.wakeup, self._pump, runtime.outputs)
-        body = self._make_body(request) if request.has_body else None
+        body = None if self._connection.receiving is _DONE else self._make_body(request)
         self._is_whole = body is None or isinstance(body, BytesIO)
-        self._exchange = exchange = Exchange(runtime.application, self._base_environ, request, body, output)
+        self._exchange = exchange = Exchange(runtime.application, self._environs, request, body, output)
         if self._is_whole:
             self._queue(exchange)
             return
@@ -778,6 +781,6 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _tell_cut(self, setting: str, how_far: str) -> None:
         runtime = self._runtime
-        address, port = self._base_environ["REMOTE_ADDR"], self._base_environ["REMOTE_PORT"]
+        address, port = self._environs.base["REMOTE_ADDR"], self._environs.base["REMOTE_PORT"]
         peer = format_address((address, int(port))) if port else address
         runtime.cuts.tell(setting, peer, how_far, runtime.connections.clock)

@@ -113,6 +113,8 @@ class Sender:
             if self.paused or self._file_task is not None or self._transport.is_closing():
                 return
             pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
+            if last and not self._head_sent and len(pieces) == 1 and self._send_whole(source, pieces[0]):
+                return
             segments: list[bytes | memoryview] = []
             if not self._head_sent and source.hints:
                 segments.append(connection.send_hints(source.take_hints()))
@@ -145,6 +147,20 @@ class Sender:
                 self._complete(source)
                 return
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
+
+    def _send_whole(self, source: Source, body: Piece) -> bool:
+        """Send a response of which this is the whole body, if it is worth joining. Returns whether it was."""
+        head = source.head
+        if head is None or source.aborted or source.hints or not isinstance(body, bytes):
+            return False
+        if source.length != len(body) or source.length > _JOIN_WRITE:
+            return False
+        data = self._connection.send_whole(head, self._default_fields.lines(head, time()), body)
+        self.progress += len(data)
+        self._transport.write(data)
+        self._source = None
+        self._on_complete(True)
+        return True
 
     def _is_head_due(self, source: Source) -> bool:
         """Whether the head is to go before any of the body is there. No 100 (Continue) can follow it."""
@@ -224,14 +240,9 @@ class Sender:
     def send_answer(self, answer: Answer) -> None:
         """Send a response that is all there."""
         head, body = answer
-        connection = self._connection
-        segments: list[bytes | memoryview] = [
-            connection.send_response(head, self._default_fields.lines(head, time()), len(body)),
-            connection.send_data(body),
-            connection.end_response(),
-        ]
+        data = self._connection.send_whole(head, self._default_fields.lines(head, time()), body)
         if not self._is_lost():
-            self._write(segments)
+            self._write([data])
 
     def _is_lost(self) -> bool:
         """Whether the connection is at its end: of many answers at once, the first may have found it so."""

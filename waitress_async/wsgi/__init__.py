@@ -3,12 +3,12 @@
 from waitress_async.wsgi.application import Sink, run_application
 from waitress_async.wsgi.environ import (
     Environ,
+    Environs,
     add_complete_body,
     add_streamed_body,
     base_environ,
     logged_path,
     path_below,
-    request_environ,
     server_environ,
 )
 from waitress_async.wsgi.proxy_headers import PROXY_FIELDS, ProxyHeaders
@@ -17,6 +17,7 @@ from waitress_async.wsgi.recognition import check_application, check_factory
 __all__ = [
     "PROXY_FIELDS",
     "Environ",
+    "Environs",
     "ProxyHeaders",
     "Sink",
     "add_complete_body",
@@ -26,7 +27,6 @@ __all__ = [
     "check_factory",
     "logged_path",
     "path_below",
-    "request_environ",
     "run_application",
     "server_environ",
 ]

@@ -96,7 +96,6 @@ def run_application(
     environ: Environ,
     sink: Sink,
     encoder: HeadEncoder,
-    *,
     expose_tracebacks: bool = False,
 ) -> None:
     """Call the app, send its response to `sink`, and close its iterable exactly once, on every way out.
@@ -112,7 +111,7 @@ def run_application(
     try:
         result = app(environ, response.start_response)
         if response.send(result):
-            result = None  # somebody else's to close
+            result = None  # nothing to close, or somebody else's
     except ResponseNotStored:
         pass  # logged where it was raised
     except BaseException as error:
@@ -123,7 +122,8 @@ def run_application(
             response.fail(error, expose_tracebacks)
     finally:
         phase, response.phase = response.phase, _OVER
-        _close(result, response)
+        if result is not None:
+            _close(result, response)
         if response.rest is not None:
             response.hand_over(wanted=phase is _ASYNC)
 
@@ -270,10 +270,11 @@ class _Response:
             self._sink.discard_async(iterable, context, self.path)
 
     def send(self, result: Iterable[bytes]) -> bool:
-        """Send what the app returned. Returns whether it is still in use; its user closes it then."""
+        """Send what the app returned. Returns whether it is not to be closed: it is a plain list, or still in
+        use, and its user closes it."""
         if isinstance(result, list | tuple) and self.rest is None:
             self._send_complete(result)
-            return False
+            return type(result) is list
         if hasattr(type(result), "__aiter__") and not hasattr(type(result), "__iter__"):  # Django's has both
             self._go_on_with_result(result)  # type: ignore[arg-type]
             self._end()
@@ -317,9 +318,11 @@ class _Response:
         head = self._head
         if self.phase is not _HEAD or head is None or self._is_head or not head.allows_body:
             return False
-        _check_chunk(body)
-        length = len(body)
-        if length > _SMALL_ANSWER or (head.content_length is not None and head.content_length != length):
+        if (
+            type(body) is not bytes
+            or len(body) > _SMALL_ANSWER
+            or head.content_length not in (None, len(body))
+        ):
             return False
         self.phase = _COMPLETE
         self._surplus = ""

@@ -45,6 +45,12 @@ def server_environ(
         "waitress_async.from_thread": from_thread,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
         "waitress_async.body": empty_body,
+        # Each request has its own. They are here so that no copy has to grow for them.
+        "wsgi.input": None,
+        "wsgi.early_hints": None,
+        "waitress.client_disconnected": None,
+        "waitress_async.on_disconnect": None,
+        "waitress_async.stream": None,
     }
 
 
@@ -80,32 +86,54 @@ def logged_path(path: str) -> str:
     return ascii(path[:_LOGGED])[1:-1] + ("..." if len(path) > _LOGGED else "")
 
 
-def request_environ(
-    base: Environ,
-    request: Request,
-    body: BinaryIO,
-    client_disconnected: Callable[[], bool],
-    on_disconnect: Callable[[Callable[[], object]], object],
-) -> Environ:
-    """The environ of a request that is read from `body`.
+class Environs:
+    """Makes the environs of one connection's requests, one after the other, in any thread."""
 
-    No field of a client can override another key: all their names begin with HTTP_ but for CONTENT_TYPE and
-    CONTENT_LENGTH. What a trusted proxy tells does override (`ProxyHeaders`).
-    """
-    environ = base.copy()
-    environ.update(request.fields)
-    environ["REQUEST_METHOD"] = request.method
-    environ["REQUEST_URI"] = request.target
-    path = request.path
-    if prefix := environ["SCRIPT_NAME"]:
-        path = path_below(prefix, path)
-    environ["PATH_INFO"] = path
-    environ["QUERY_STRING"] = request.query
-    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.http_11 else "HTTP/1.0"
-    environ["wsgi.input"] = body
-    environ["waitress.client_disconnected"] = client_disconnected
-    environ["waitress_async.on_disconnect"] = on_disconnect
-    return environ
+    __slots__ = ("_last", "_shared", "base")
+
+    def __init__(self, base: Environ) -> None:
+        """`base` is what they share, and is left alone."""
+        self.base = base
+        self._last: Request | None = None
+        self._shared: Environ | None = None  # what requests equal to the last one share
+
+    def make(
+        self,
+        request: Request,
+        body: BinaryIO,
+        client_disconnected: Callable[[], bool],
+        on_disconnect: Callable[[Callable[[], object]], object],
+    ) -> Environ:
+        """The environ of a request that is read from `body`.
+
+        No field of a client can override another key: all their names begin with HTTP_ but for CONTENT_TYPE
+        and CONTENT_LENGTH. What a trusted proxy tells does override (`ProxyHeaders`).
+        """
+        if request is not self._last:
+            environ = self._share(request)
+            self._last, self._shared = request, None
+        elif self._shared is None:  # worth to be kept: it has come twice
+            self._shared = self._share(request)
+            environ = self._shared.copy()
+        else:
+            environ = self._shared.copy()
+        environ["wsgi.input"] = body
+        environ["waitress.client_disconnected"] = client_disconnected
+        environ["waitress_async.on_disconnect"] = on_disconnect
+        return environ
+
+    def _share(self, request: Request) -> Environ:
+        environ = self.base.copy()
+        environ.update(request.fields)
+        environ["REQUEST_METHOD"] = request.method
+        environ["REQUEST_URI"] = request.target
+        path = request.path
+        if prefix := environ["SCRIPT_NAME"]:
+            path = path_below(prefix, path)
+        environ["PATH_INFO"] = path
+        environ["QUERY_STRING"] = request.query
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.http_11 else "HTTP/1.0"
+        return environ
 
 
 def add_complete_body(environ: Environ, body: SpooledBody) -> None:
