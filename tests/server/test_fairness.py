@@ -60,6 +60,7 @@ class Endless:
         self.length: int | None = None
         self.aborted = False
         self.goes_on = False
+        self.answer_body: bytes | None = None
         self.hints = b""
         self.asked = 0
 

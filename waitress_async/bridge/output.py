@@ -68,7 +68,6 @@ class Output:
 
     __slots__ = (
         "_announced",
-        "_answer",
         "_async_body",
         "_async_rest",
         "_chunks",
@@ -92,6 +91,7 @@ class Output:
         "_wakeup",
         "_writing",
         "aborted",
+        "answer_body",
         "goes_on",
         "head",
         "hints",
@@ -127,7 +127,7 @@ class Output:
         self._announced = False  # the loop has been told of something that it has not taken
         self._finished = False
         self._closed = False
-        self._answer: bytes | None = None  # the whole body, if it came in one step
+        self.answer_body: bytes | None = None  # the whole body, if it came in one step
         self._async_body: AsyncBody | None = None  # where the rest comes from
         self._async_rest: AsyncBody | None = None  # the same, once nothing else is left to take
         self._on_loss: list[Callable[[], object]] | None = None  # for when the client leaves
@@ -277,7 +277,7 @@ class Output:
         self.length = len(body)
         with self._lock:
             if not self._closed:
-                self._answer = body
+                self.answer_body = body
             self._finished = True
             self._on_loss = None
             announced, self._announced = self._announced, True
@@ -467,10 +467,10 @@ class Output:
         None at all and not the last: `on_ready` is called when there is more. A piece of a file comes
         alone, may be larger, and is reported to `sent` when it is.
         """
-        answer, rest = self._answer, self._async_rest
-        if answer is not None:  # no thread has anything to do with either of them any more
-            self._answer = None
-            return [answer], True
+        body, rest = self.answer_body, self._async_rest
+        if body is not None:  # no thread has anything to do with either of them any more
+            self.answer_body = None
+            return [body], True
         if rest is not None:
             items, last = rest.take(limit)
             if last:
@@ -497,7 +497,7 @@ class Output:
                 self._wake_if_drained()
             if taken or more:
                 return taken, self._finished and not more
-            if self._answer is None and self._async_body is None:
+            if self.answer_body is None and self._async_body is None:
                 return taken, self._finished
             self._async_rest = self._async_body
         return self.take(limit)  # of what has come since it was looked for without the lock
@@ -579,7 +579,7 @@ class Output:
                 self._sending = None
             self._chunks = []
             self._last = ()
-            self._answer = None
+            self.answer_body = None
             self._size = 0
             self._store.memory.add(-self._counted)
             self._counted = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import lru_cache
 from typing import Final
 
 from waitress_async.errors import BadRequest
@@ -10,6 +11,9 @@ from waitress_async.http import grammar
 from waitress_async.http.receive_buffer import bare_line_feed
 
 Field = tuple[str, str]
+
+# Names up to this length, in bytes, are remembered.
+_KNOWN_NAME: Final = 64
 
 # A field that is validated and then forgotten: see parse_field_line.
 DROPPED: Final[Field] = ("", "")
@@ -31,22 +35,27 @@ def parse_field_line(line: bytes, dropped: Container[str] = ()) -> Field:
     if match is None:
         raise _why_malformed(line)
     name, value = match.groups()
-    value = value.strip(b" \t")
-    key = name.upper().replace(b"-", b"_").decode("ascii")
-    if b"_" in name or key == "PROXY":
+    key = _known_name(name) if len(name) <= _KNOWN_NAME else _cgi_name(name)
+    if not key or key in dropped:
         return DROPPED
+    value = value.strip(b" \t")
     if key == "CONTENT_LENGTH":
         if not grammar.CONTENT_LENGTH.fullmatch(value):
             raise BadRequest("Content-Length must be a decimal number of at most 19 digits.")
-    elif key == "HOST":
-        if not grammar.is_authority(value):
-            raise BadRequest("The Host field is malformed.")
-        key = "HTTP_HOST"
-    elif key != "CONTENT_TYPE":
-        key = "HTTP_" + key
-        if key in dropped:
-            return DROPPED
+    elif key == "HTTP_HOST" and not grammar.is_authority(value):
+        raise BadRequest("The Host field is malformed.")
     return key, value.decode("latin-1")
+
+
+def _cgi_name(name: bytes) -> str:
+    """What a field is called in an environ; nothing if it must not be there."""
+    key = name.upper().replace(b"-", b"_").decode("ascii")
+    if b"_" in name or key == "PROXY":
+        return ""
+    return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else "HTTP_" + key
+
+
+_known_name = lru_cache(maxsize=1_024)(_cgi_name)
 
 
 def is_private(field: Field) -> bool:

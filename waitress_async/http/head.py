@@ -321,5 +321,8 @@ def _check_transfer_encoding(value: str, http_11: bool, with_length: bool) -> No
 
 def _wants_keep_alive(value: str, http_11: bool) -> bool:
     """RFC 9112 section 9.3. `close` wins over everything else in the list."""
-    options = {option.strip(" \t") for option in value.lower().split(",")}
+    value = value.lower()
+    if value == "close":  # as it often is, and alone
+        return False
+    options = {option.strip(" \t") for option in value.split(",")}
     return "close" not in options and (http_11 or "keep-alive" in options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from functools import partial
 from typing import Final, Generic, TypeVar
 
 from waitress_async.http.fields import Field, is_private, parse_field_line
@@ -54,6 +53,6 @@ class HeadMemo:
 
     def __init__(self, dropped: Container[str] = ()) -> None:
         """`dropped` are CGI names (`HTTP_...`) of fields that no request shall have."""
-        self.fields: Memo[Field] = Memo(partial(parse_field_line, dropped=dropped), is_private)
+        self.fields: Memo[Field] = Memo(lambda line: parse_field_line(line, dropped), is_private)
         # A query can hold a secret, and is seldom asked for twice.
         self.request_lines: Memo[RequestLine] = Memo(parse_request_line, lambda line: bool(line.query))

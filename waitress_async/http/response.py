@@ -201,9 +201,8 @@ class DefaultFields:
 
     def lines(self, head: ResponseHead, now: float) -> bytes:
         """The lines that `head` lacks. `now` is seconds since the epoch; the date is made once a second."""
-        second = int(now)
-        if second != self._second:
-            self._second = second
+        if not 0 <= now - self._second < 1:
+            self._second = second = int(now)
             self._date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode("ascii")
             self._both = self._server + self._date
         if not head.has_date and not head.has_server:

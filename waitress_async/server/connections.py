@@ -10,9 +10,9 @@ import math
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from waitress_async.bridge import LogThread
 from waitress_async.buffers import BufferMemory
@@ -73,7 +73,7 @@ class Arrival:
         self.peer = peer
         self.listener = listener
         self.protocol: HTTPProtocol | None = None  # once that is made
-        self.task: asyncio.Task[None] | None = None  # which sees it there
+        self.task: asyncio.Task[object] | None = None  # which sees it there
         self.waits_for = ""  # the setting that says how long that may take, since `since`
         self.late = ""  # what it was cut for
 
@@ -115,7 +115,8 @@ class Connections:
         self._memory = memory
         self._heap = heap
         self._limit = connection_limit(settings, log)
-        self._hosts: Counter[str] = Counter()  # connections by address of the client
+        self._limit_per_host = settings.connection_limit_per_host
+        self._hosts: Counter[str] = Counter()  # connections by address of the client, if they are limited
         self._proxy_protocol = ProxyProtocol(settings)
         self._tls = tls
         self._make_protocol = make_protocol
@@ -248,34 +249,46 @@ class Connections:
         arrival = Arrival(self.stamp, sock, address, listener)
         self._open.add(arrival)
         self._arrivals.add(arrival)
-        arrival.task = self._loop.create_task(self._arrive(arrival))
+        has_header = self._proxy_protocol.is_expected_from(address)
+        arriving = self._arrive(arrival) if has_header else self._connect(arrival, None)
+        arrival.task = self._loop.create_task(arriving)
         arrival.task.add_done_callback(partial(self._arrived, arrival))
         if self._sweeper is None:
             self._swept_at = self._loop.time()
             self._sweeper = self._loop.call_later(self._sweep_interval, self._sweep)
         return len(self) < self._limit
 
-    async def _arrive(self, arrival: Arrival) -> None:
-        """See an accepted socket to its transport."""
-        proxied = await self._read_proxy_header(arrival)
+    async def _arrive(self, arrival: Arrival) -> object:
+        """See an accepted socket to its transport, by way of its PROXY header."""
+        self._begin_wait(arrival, "proxy_protocol_timeout")
+        return await self._connect(arrival, await self._proxy_protocol.read_header(self._loop, arrival.sock))
+
+    def _connect(self, arrival: Arrival, proxied: ProxiedAddresses | None) -> Coroutine[Any, Any, object]:
+        """Give an accepted socket its transport, by way of a TLS handshake if there is one."""
+        make_protocol = partial(self._make_counted, arrival, proxied)
+        if self._tls is None or arrival.listener.redirects:
+            return self._loop.connect_accepted_socket(make_protocol, arrival.sock)
+        return self._loop.connect_accepted_socket(
+            make_protocol,
+            arrival.sock,
+            ssl=self._tls.context,
+            ssl_handshake_timeout=_NEVER,  # these would go on while the server stands still, and cut
+            ssl_shutdown_timeout=_NEVER,  # those that are slow; ours are cut by sweeps
+        )
+
+    def _make_counted(self, arrival: Arrival, proxied: ProxiedAddresses | None) -> HTTPProtocol:
+        """Make the protocol of a connection, which counts from now on in place of its arrival."""
         protocol = self._make_protocol(arrival.peer, arrival.listener, proxied)
         arrival.protocol = protocol
         self._open.remove(arrival)
         self._open.add(protocol)
-        self._count_host(protocol)
-        if self._tls is None or arrival.listener.redirects:
-            await self._loop.connect_accepted_socket(lambda: protocol, arrival.sock)
-        else:
+        if self._limit_per_host:
+            self._count_host(protocol)
+        if self._tls is not None and not arrival.listener.redirects:
             self._begin_wait(arrival, "tls_handshake_timeout")
-            await self._loop.connect_accepted_socket(
-                lambda: protocol,
-                arrival.sock,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=_NEVER,  # these would go on while the server stands still, and cut
-                ssl_shutdown_timeout=_NEVER,  # those that are slow; ours are cut by sweeps
-            )
+        return protocol
 
-    def _arrived(self, arrival: Arrival, task: asyncio.Task[None]) -> None:
+    def _arrived(self, arrival: Arrival, task: asyncio.Task[object]) -> None:
         """Its task is over. If it has failed, nothing is left of the connection."""
         self._arrivals.discard(arrival)
         error = None if task.cancelled() else task.exception()
@@ -296,16 +309,16 @@ class Connections:
 
     def _count_host(self, protocol: HTTPProtocol) -> None:
         host = protocol.remote_addr
+        limit = self._limit_per_host
         self._hosts[host] += 1
-        limit = self._settings.connection_limit_per_host
-        if limit and self._hosts[host] > limit and host != UNIX_PEER:
+        if self._hosts[host] > limit and host != UNIX_PEER:
             raise _TooManyOfHost(f"{host} has {limit} connections open already")
 
-    async def _read_proxy_header(self, arrival: Arrival) -> ProxiedAddresses | None:
-        if not self._proxy_protocol.is_expected_from(arrival.peer):
-            return None
-        self._begin_wait(arrival, "proxy_protocol_timeout")
-        return await self._proxy_protocol.read_header(self._loop, arrival.sock)
+    def _discount_host(self, protocol: HTTPProtocol) -> None:
+        host = protocol.remote_addr
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
 
     def _begin_wait(self, arrival: Arrival, setting: str) -> None:
         arrival.waits_for = setting
@@ -343,9 +356,8 @@ class Connections:
             self._protocols.discard(counted)
             self._left_out.discard(counted)
             self._held_back.pop(counted, None)
-            self._hosts[counted.remote_addr] -= 1
-            if not self._hosts[counted.remote_addr]:
-                del self._hosts[counted.remote_addr]
+            if self._limit_per_host:
+                self._discount_host(counted)
         self._lost.set()
         if len(self) == self._limit - 1:
             self.full = False

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from waitress_async.http import ProxiedAddresses
 from waitress_async.server.listeners import Address
 from waitress_async.settings import UNIX_PEER
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
+class Ends(NamedTuple):
     """REMOTE_ADDR, REMOTE_PORT, SERVER_PORT and wsgi.url_scheme, before what a proxy's headers say."""
 
     remote_addr: str

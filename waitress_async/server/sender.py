@@ -30,6 +30,7 @@ class Source(Protocol):
     aborted: bool  # what it gave is all there is, and is not the whole
     hints: bytes  # whole 103 (Early Hints) responses, for before the head
     goes_on: bool  # it may be long before the next of the body comes, and the head need not wait
+    answer_body: bytes | None  # all of the body, if it has come in one step; then `length` is its length
 
     def take(self, limit: int) -> tuple[list[Piece], bool]:
         """The next of the body, of about `limit` bytes, and whether it is the last. Nothing at all, and
@@ -112,9 +113,10 @@ class Sender:
             # asyncio warns of writes to a connection that it knows to be lost, while we do not yet.
             if self.paused or self._file_task is not None or self._transport.is_closing():
                 return
-            pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
-            if last and not self._head_sent and len(pieces) == 1 and self._send_whole(source, pieces[0]):
+            if source.answer_body is not None and not source.hints:
+                self._send_whole(source, source.answer_body)
                 return
+            pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
             segments: list[bytes | memoryview] = []
             if not self._head_sent and source.hints:
                 segments.append(connection.send_hints(source.take_hints()))
@@ -148,19 +150,14 @@ class Sender:
                 return
         asyncio.get_running_loop().call_soon(self.pump)  # let it see to other connections first
 
-    def _send_whole(self, source: Source, body: Piece) -> bool:
-        """Send a response of which this is the whole body, if it is worth joining. Returns whether it was."""
+    def _send_whole(self, source: Source, body: bytes) -> None:
         head = source.head
-        if head is None or source.aborted or source.hints or not isinstance(body, bytes):
-            return False
-        if source.length != len(body) or source.length > _JOIN_WRITE:
-            return False
+        assert head is not None
         data = self._connection.send_whole(head, self._default_fields.lines(head, time()), body)
         self.progress += len(data)
         self._transport.write(data)
         self._source = None
         self._on_complete(True)
-        return True
 
     def _is_head_due(self, source: Source) -> bool:
         """Whether the head is to go before any of the body is there. No 100 (Continue) can follow it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Self
 
@@ -41,6 +42,8 @@ class Peers:
             return True
         if address == UNIX_PEER:
             return self.unix
+        if not self.networks:
+            return False
         try:
             found = _address(address)
         except ValueError:
@@ -65,6 +68,7 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     return network
 
 
+@lru_cache(maxsize=4_096)  # the peers of a server come again
 def _address(text: str) -> object:
     address = ip_address(text.partition("%")[0])
     return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address

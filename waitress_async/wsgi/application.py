@@ -273,7 +273,8 @@ class _Response:
         """Send what the app returned. Returns whether it is not to be closed: it is a plain list, or still in
         use, and its user closes it."""
         if isinstance(result, list | tuple) and self.rest is None:
-            self._send_complete(result)
+            if len(result) != 1 or not self._is_answer(result[0]):
+                self._send_complete(result)
             return type(result) is list
         if hasattr(type(result), "__aiter__") and not hasattr(type(result), "__iter__"):  # Django's has both
             self._go_on_with_result(result)  # type: ignore[arg-type]
@@ -294,8 +295,6 @@ class _Response:
 
     def _send_complete(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
         """Send a body that is all there: with the head, at once, whatever the client does."""
-        if len(chunks) == 1 and self._is_answer(chunks[0]):
-            return
         chunks = tuple(chunks)  # a list may be another request's too, and change meanwhile
         length = 0
         for chunk in chunks:
