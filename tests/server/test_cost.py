@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections import Counter
@@ -13,6 +14,7 @@ from types import FrameType
 from typing import Any, TypeVarTuple, Unpack
 
 import pytest
+import uvloop
 
 import waitress_async
 from tests.server.support import Client, eventually, hello, local_server, request
@@ -21,6 +23,17 @@ from waitress_async import Server
 Ts = TypeVarTuple("Ts")
 
 REQUESTS = 200
+
+BROWSER = (
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n"
+    "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n"
+    "Accept-Language: en-US,en;q=0.5\r\n"
+    "Accept-Encoding: gzip, deflate, br, zstd\r\n"
+    "Connection: keep-alive\r\n"
+    "Upgrade-Insecure-Requests: 1\r\n"
+    "Sec-Fetch-Mode: navigate\r\n"
+)
+FORM = b"x" * 300
 
 
 class CountingLoop(asyncio.SelectorEventLoop):
@@ -59,8 +72,9 @@ class CountingLoop(asyncio.SelectorEventLoop):
 class Counted:
     """A server on a counting loop, in a thread."""
 
-    def __init__(self, app: Any, **settings: object) -> None:
-        self.loop = CountingLoop()
+    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop | None = None, **settings: object) -> None:
+        self.loop = loop or CountingLoop()
+        self.made = self.loop.made if isinstance(self.loop, CountingLoop) else Counter()
         self.server: Server = local_server(app, **settings)
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -90,8 +104,8 @@ class Counted:
 def serve() -> Iterator[Callable[..., Counted]]:
     servers: list[Counted] = []
 
-    def start(app: Any, **settings: object) -> Counted:
-        servers.append(Counted(app, **settings))
+    def start(app: Any, loop: asyncio.AbstractEventLoop | None = None, **settings: object) -> Counted:
+        servers.append(Counted(app, loop, **settings))
         return servers[-1]
 
     yield start
@@ -112,19 +126,19 @@ def test_the_counters_count(serve: Callable[..., Counted]) -> None:
     server = serve(hello)
     with Client(server.address) as client:
         assert client.get().status == 200
-        assert all(server.loop.made[name] for name in ("task", "future", "sweep", "wakeup"))
+        assert all(server.made[name] for name in ("task", "future", "sweep", "wakeup"))
         server.loop.call_soon_threadsafe(lambda: server.loop.call_later(1_000, int))
-        eventually(lambda: server.loop.made["timer"], "a timer was counted")
+        eventually(lambda: server.made["timer"], "a timer was counted")
 
 
 def test_requests_on_one_connection(serve: Callable[..., Counted]) -> None:
     server = serve(hello)
     with Client(server.address) as client:
         assert client.get().status == 200
-        before = server.loop.made.copy()
+        before = server.made.copy()
         for _ in range(REQUESTS):
             assert client.get("/", "Accept: */*\r\nCookie: a=b\r\n").body == b"Hello, world!"
-        assert_plain(server.loop.made - before, REQUESTS)
+        assert_plain(server.made - before, REQUESTS)
 
 
 def test_pipelined_requests_on_eight_connections(serve: Callable[..., Counted]) -> None:
@@ -133,13 +147,13 @@ def test_pipelined_requests_on_eight_connections(serve: Callable[..., Counted]) 
     try:
         for client in clients:
             assert client.get().status == 200
-        before = server.loop.made.copy()
+        before = server.made.copy()
         for client in clients:
             client.send(request() * (REQUESTS // 8))
         for client in clients:
             for _ in range(REQUESTS // 8):
                 assert client.receive().body == b"Hello, world!"
-        assert_plain(server.loop.made - before, REQUESTS)
+        assert_plain(server.made - before, REQUESTS)
     finally:
         for client in clients:
             client.sock.close()
@@ -154,12 +168,14 @@ def test_a_small_upload_is_plain_too(serve: Callable[..., Counted]) -> None:
     with Client(server.address) as client:
         client.send(request("/", method="POST", body=b"body"))
         assert client.receive().body == b"body"
-        before = server.loop.made.copy()
+        before = server.made.copy()
         for _ in range(REQUESTS):
             client.send(request("/", method="POST", body=b"body"))
             assert client.receive().body == b"body"
-        assert_plain(server.loop.made - before, REQUESTS)
+        assert_plain(server.made - before, REQUESTS)
 
+
+# -- calls
 
 PACKAGE = Path(waitress_async.__file__).parent
 
@@ -218,14 +234,14 @@ def test_deadlines_cost_a_request_nothing(serve: Callable[..., Counted]) -> None
         server.loop.call_soon_threadsafe(sys.setprofile, calls)
         assert client.get().status == 200
         before = calls.counts.copy()
-        made = server.loop.made.copy()
+        made = server.made.copy()
         for _ in range(REQUESTS):
             assert client.get("/", "Accept: */*\r\n").status == 200
             client.send(request("/", method="POST", body=b"body"))
             assert client.receive().status == 200
         server.loop.call_soon_threadsafe(sys.setprofile, None)
         assert client.get().status == 200
-        assert_plain(server.loop.made - made, 2 * REQUESTS + 2)
+        assert_plain(server.made - made, 2 * REQUESTS + 2)
     counted = calls.counts - before
     assert counted["server/protocol data_received"] >= 2 * REQUESTS
     assert {name for name in counted if name in OF_TIME} == set()
@@ -246,6 +262,88 @@ def test_the_profile_sees_what_it_is_to_count(serve: Callable[..., Counted]) -> 
     assert calls.counts["server/connections"] > 0  # for the other connection, and not for its request
 
 
+class Steps:
+    """Calls of functions by our code, on all threads that it is set on: of Python's own, and of C's."""
+
+    def __init__(self) -> None:
+        self.python = self.c = 0
+        self._ours: dict[str, bool] = {}  # by file
+
+    def __call__(self, frame: FrameType, event: str, _arg: object) -> None:
+        file = frame.f_code.co_filename
+        ours = self._ours.get(file)
+        if ours is None:
+            ours = self._ours[file] = Path(file).is_relative_to(PACKAGE)
+        if ours and event == "call":
+            self.python += 1
+        elif ours and event == "c_call":
+            self.c += 1
+
+
+def varied(number: int) -> bytes:
+    return request(f"/?{number}", f"{BROWSER}Cookie: a={number}\r\n")
+
+
+# A request of a browser, and how many functions may be called for it, of Python's and of C's. Whoever makes
+# one of these larger says in the commit what it is worth; whoever makes a request cheaper makes it smaller.
+STEPS: dict[str, tuple[Callable[[int], bytes], int, int]] = {
+    "the same each time": (lambda _number: request("/", BROWSER + "Cookie: a=b\r\n"), 37, 38),
+    "another query and Cookie": (varied, 53, 79),
+    "a form": (lambda _number: request("/", BROWSER, "POST", FORM), 47, 47),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_how_many_functions_are_called_for_a_request(serve: Callable[..., Counted], kind: str) -> None:
+    make, python, c = STEPS[kind]
+    server = serve(hello, uvloop.new_event_loop(), threads=1)
+    pool = server.server._runtime.pool
+    steps = Steps()
+
+    def profile(function: Steps | None) -> None:
+        pool.submit(lambda: sys.setprofile(function))
+        sys.setprofile(function)
+
+    with Client(server.address) as client:
+        for number in range(20):
+            client.send(make(number))
+            assert client.receive().status == 200
+        server.loop.call_soon_threadsafe(profile, steps)
+        for number in range(REQUESTS):
+            client.send(make(number))
+            assert client.receive().status == 200
+        server.loop.call_soon_threadsafe(profile, None)
+        assert client.get().status == 200
+    # The date, which is made anew each second, and a sweep are a few more.
+    assert python - 2 < steps.python / REQUESTS < python + 1
+    assert c - 5 < steps.c / REQUESTS < c + 1
+
+
+def test_requests_leave_nothing_behind(serve: Callable[..., Counted]) -> None:
+    """What is allocated for one is free after it, however many there are."""
+    server = serve(hello, uvloop.new_event_loop(), threads=1)
+    blocks: list[int] = []
+    counted = threading.Event()
+
+    def count() -> None:
+        gc.collect()
+        blocks.append(sys.getallocatedblocks())
+        counted.set()
+
+    with Client(server.address) as client:
+        for number in range(10):
+            for _ in range(REQUESTS):
+                client.send(varied(number))
+                assert client.receive().status == 200
+            counted.clear()
+            server.loop.call_soon_threadsafe(count)
+            assert counted.wait(10)
+    assert blocks[-1] - blocks[1] < REQUESTS
+
+
+# -- time
+
+
 def test_one_timer_sweeps_all_connections(serve: Callable[..., Counted]) -> None:
     """However many there are, and whatever each of them waits for."""
     server = serve(hello, linger_timeout=0.2)  # a sweep in 50 ms, at the most
@@ -259,9 +357,9 @@ def test_one_timer_sweeps_all_connections(serve: Callable[..., Counted]) -> None
             )
         connections = server.server._runtime.connections
         eventually(lambda: len(connections._protocols) == len(clients), "all are known")
-        before, clock = server.loop.made.copy(), connections.clock
+        before, clock = server.made.copy(), connections.clock
         eventually(lambda: connections.clock > clock + 0.3, "several sweeps have come")
-        made = server.loop.made - before
+        made = server.made - before
         assert made["timer"] == made["task"] == made["future"] == 0
         assert 1 <= made["sweep"] <= 2 + (connections.clock - clock) / 0.04
     finally:
@@ -295,11 +393,11 @@ def test_answers_that_are_ready_together_wake_the_loop_once(serve: Callable[...,
     made: list[int] = []
 
     def hold_the_loop() -> None:
-        before = server.loop.made["wakeup"]
+        before = server.made["wakeup"]
         gate.wait(10)
         for _ in range(threads):
             assert closed.acquire(timeout=10)
-        made.append(server.loop.made["wakeup"] - before)
+        made.append(server.made["wakeup"] - before)
 
     server = serve(app, threads=threads)
     clients = [Client(server.address) for _ in range(threads)]
