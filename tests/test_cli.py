@@ -25,7 +25,7 @@ from tests.settings.samples import ALL, BY_NAME, TEXTUAL, flags_of
 from waitress_async import Server, __version__
 from waitress_async.cli import main
 from waitress_async.server import Notifier
-from waitress_async.settings import Declaration, Settings
+from waitress_async.settings import COMMAND_DECLARATIONS, Declaration, Settings
 
 resource = pytest.importorskip("resource")
 
@@ -297,7 +297,8 @@ def test_each_setting_is_printed_once_with_where_it_comes_from(
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.removeprefix("# ").partition(" = ")[0] for line in lines] == sorted(
-        (declaration.name for declaration in TEXTUAL), key=[d.name for d in [*ALL[-5:], *ALL[:-5]]].index
+        (declaration.name for declaration in TEXTUAL),
+        key=[d.name for d in [*COMMAND_DECLARATIONS, *ALL]].index,
     )
     given = {line.partition(" = ")[0]: " ".join(line.split()) for line in lines if not line.startswith("#")}
     assert given == {
@@ -592,6 +593,33 @@ def test_the_level(arguments: list[str], found: int, expected: str, served: Serv
     logging.getLogger("waitress_async").setLevel(found)
     assert invoke(APP, *arguments).exit_code == 0
     assert level() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "expected"),
+    [
+        ([], 0, 0.001),
+        (["--switch-interval=2ms"], 0, 0.002),
+        (["--switch-interval=0"], 0, 0.005),
+        (["--switch-interval=2ms"], 0.01, 0.01),  # the app's
+    ],
+)
+def test_how_often_threads_take_turns(
+    arguments: list[str], own: float, expected: float, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the process, and so of the command alone; what the app sets stands."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.005)
+    Path("own_interval.py").write_text(
+        f"import sys\nif {own}: sys.setswitchinterval({own})\ndef app(*_): return []\n"
+    )
+    monkeypatch.delitem(sys.modules, "own_interval", raising=False)
+    try:
+        assert invoke("own_interval:app", *arguments).exit_code == 0
+        assert sys.getswitchinterval() == pytest.approx(expected)
+    finally:
+        sys.setswitchinterval(before)
+        sys.modules.pop("own_interval", None)
 
 
 @pytest.mark.parametrize("file", LEVELS)

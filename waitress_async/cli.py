@@ -148,6 +148,8 @@ def main(
             return
     if command.app is None:
         raise click.UsageError("Specify an application, such as shop.web:app")
+    if command.switch_interval:
+        sys.setswitchinterval(command.switch_interval)  # before the app, whose own choice stands
     with _import_errors_told():
         app = load_app(command.app, call=command.call, directory=command.app_dir)
         settings = settings.load_objects(

@@ -73,6 +73,7 @@ SAMPLES: Final[Mapping[str, tuple[str, object]]] = {
     "app_dir": ("src", "src"),
     "log_level": ("WARNING", "warning"),
     "log_config": ("logging.toml", "logging.toml"),
+    "switch_interval": ("2ms", 0.002),
 }
 
 # What must be set too, so that a setting may be.

@@ -12,7 +12,10 @@ _SECTION: Final = "Of the command alone"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandSettings:
-    """What the command serves, and how it logs. An instance is always valid. Raises SettingsError."""
+    """What the command serves, how it logs, and what its process has of its own.
+
+    An instance is always valid. Raises SettingsError.
+    """
 
     app: str | None = setting(
         None,
@@ -41,6 +44,16 @@ class CommandSettings:
         unit="file",
         help="Configure logging by this file, JSON or TOML, as logging.config.dictConfig() has it. "
         "Read again on SIGHUP.",
+        section=_SECTION,
+    )
+
+    switch_interval: float = setting(
+        0.001,
+        minimum=0,
+        maximum=1,
+        unit="seconds",
+        help="A thread that computes lets others have the interpreter after this time "
+        "(sys.setswitchinterval); 0 leaves Python's own, 0.005.",
         section=_SECTION,
     )
 
