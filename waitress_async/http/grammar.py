@@ -1,4 +1,4 @@
-"""The grammar of RFC 9110, 9112 and 3986 that a server needs, as compiled patterns over bytes.
+"""The grammar of RFC 9110, 9112 and 3986 that a server needs, as compiled patterns, over bytes where not said.
 
 Every pattern is used with `fullmatch` and is linear in its input: quantifiers that could give back
 what they took are possessive (`++`, `*+`).
@@ -17,6 +17,11 @@ TOKEN: Final = re.compile(_TOKEN)
 
 # RFC 9112 section 3. The target is any run of visible ASCII here; its form is judged apart.
 REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]++) (HTTP/[0-9]\.[0-9])")
+
+# The same for a target that is a path without escapes, and a query perhaps, over text: most are.
+PLAIN_REQUEST_LINE: Final = re.compile(
+    r"(" + _TOKEN.decode() + r""") (/[!"$&->@-~]*+)(?:\?([!"$-~]*+))?+ HTTP/1\.([01])"""
+)
 
 # RFC 9110 section 5.5: VCHAR, obs-text, SP and HTAB. White space around the value is trimmed by the caller.
 FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*+)")

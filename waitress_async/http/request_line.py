@@ -23,6 +23,17 @@ class RequestLine(NamedTuple):
 
 def parse_request_line(line: bytes) -> RequestLine:
     """Parse a request line without its CR LF. Raises RequestError. The caller bounds its length."""
+    text = line.decode("latin-1")
+    plain = grammar.PLAIN_REQUEST_LINE.fullmatch(text)
+    if plain is not None and plain[1] != "CONNECT":
+        method, path, query, minor = plain.groups("")
+        target = text[len(method) + 1 : -len(" HTTP/1.1")]
+        return RequestLine(method, target, None, path, query, minor == "1")
+    return _parse(line)
+
+
+def _parse(line: bytes) -> RequestLine:
+    """What is not as plain as that."""
     match = grammar.REQUEST_LINE.fullmatch(line)
     if match is None:
         raise why_malformed(line)
