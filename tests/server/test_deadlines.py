@@ -775,7 +775,7 @@ def test_a_request_given_up_in_the_queue_belongs_to_the_loop_again() -> None:
             assert output.revoke()
         else:
             output.close()  # the client is gone: the body is the thread's, as ever
-        Exchange(application, Environs({}), asked, body, output)()
+        Exchange(application, Environs({}, {}), asked, body, output)()
         assert len(body) == (4 if is_revoked else 0)
         body.close()
     loop.close()

@@ -17,7 +17,7 @@ from waitress_async.wsgi import (
     Environ,
     Environs,
     add_complete_body,
-    base_environ,
+    connection_environ,
     run_application,
     server_environ,
 )
@@ -177,8 +177,7 @@ def make_environ(
         from_thread=None,
         empty_body=EMPTY,
     )
-    base = base_environ(
-        server,
+    connection = connection_environ(
         server_port="8080",
         url_scheme="http",
         remote_addr="192.0.2.7",
@@ -186,7 +185,7 @@ def make_environ(
         errors=errors or StringIO(),
     )
     body = body or BytesIO()
-    environ = Environs(base).make(request or make_request(), body, client_disconnected, print)
+    environ = Environs(server, connection).make(request or make_request(), body, client_disconnected, print)
     if body_length is not None:
         add_complete_body(environ, SpooledBody(body, None, body_length))
     return environ

@@ -26,7 +26,7 @@ from waitress_async.wsgi import (
     Environ,
     Environs,
     add_streamed_body,
-    base_environ,
+    connection_environ,
     run_application,
     server_environ,
 )
@@ -315,23 +315,28 @@ def test_requests_share_nothing() -> None:
     assert "session" not in second
 
 
+CONNECTION = {"REMOTE_ADDR": "192.0.2.7"}
+
+
 def test_the_base_is_left_alone() -> None:
     """It serves all requests of a connection."""
     base = {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
-    environ = Environs(base).make(make_request(), BytesIO(), bool, print)
+    environ = Environs(base, CONNECTION).make(make_request(), BytesIO(), bool, print)
     environ["session"] = "mine"
     assert base == {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
+    assert CONNECTION == {"REMOTE_ADDR": "192.0.2.7"}
 
 
 def test_environs_of_requests_that_repeat() -> None:
     """What is kept for them is none of the app's."""
-    environs = Environs({"SERVER_NAME": "localhost", "SCRIPT_NAME": ""})
+    server = {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
+    environs = Environs(server, CONNECTION)
     one, other = make_request(path="/one"), make_request(path="/other")
     for request in (one, one, one, other, one, other, other, other, one):
         body = BytesIO()
         environ = environs.make(request, body, bool, print)
         assert environ["wsgi.input"] is body
-        assert environ == Environs(environs.base).make(request, body, bool, print)
+        assert environ == Environs(server, CONNECTION).make(request, body, bool, print)
         environ["PATH_INFO"] = "changed"
         environ["session"] = "mine"
 
@@ -365,14 +370,14 @@ def test_the_scheme_is_the_servers() -> None:
         from_thread=None,
         empty_body=None,
     )
-    base = base_environ(
-        server,
+    connection = connection_environ(
         server_port="443",
         url_scheme="https",
         remote_addr="::1",
         remote_port="1",
         errors=StringIO(),
     )
+    base = Environs(server, connection).make(make_request(), BytesIO(), bool, print)
     assert base["wsgi.url_scheme"] == "https"
     assert (base["SERVER_NAME"], base["SERVER_PORT"], base["SERVER_SOFTWARE"]) == (
         "shop.example",

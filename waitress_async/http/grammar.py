@@ -1,4 +1,4 @@
-"""The grammar of RFC 9110, 9112 and 3986 that a server needs, as compiled patterns, over bytes where not said.
+"""The grammar of RFC 9110, 9112 and 3986 that a server needs, as compiled patterns over bytes.
 
 Every pattern is used with `fullmatch` and is linear in its input: quantifiers that could give back
 what they took are possessive (`++`, `*+`).

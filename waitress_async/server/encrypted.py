@@ -50,7 +50,7 @@ class EncryptedProtocol(HTTPProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._environs.base.update(environ_of(transport.get_extra_info("ssl_object")))
+        self._environs.connection.update(environ_of(transport.get_extra_info("ssl_object")))
 
     def eof_received(self) -> bool:
         """The client has ended TLS: what is written is sent, and nothing more."""

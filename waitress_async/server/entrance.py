@@ -11,7 +11,7 @@ from waitress_async.server.gates import Hearing, Verdict
 from waitress_async.server.proxies import Trust
 from waitress_async.server.redirect import https_url
 from waitress_async.server.runtime import Runtime
-from waitress_async.wsgi import Environ
+from waitress_async.wsgi import Environ, Environs
 
 
 class Entrance:
@@ -28,15 +28,15 @@ class Entrance:
         self._redirect_port = redirect_port
 
     @classmethod
-    def of(cls, runtime: Runtime, trust: Trust, base: Environ, redirect_port: int | None) -> Self | None:
+    def of(cls, runtime: Runtime, trust: Trust, environs: Environs, redirect_port: int | None) -> Self | None:
         """The entrance of a connection; None if nothing stands there, which costs nothing.
 
-        `trust` is in its peer, `base` the environ of the connection, and `redirect_port` where https is
+        `trust` is in its peer, `environs` makes those of its requests, and `redirect_port` where https is
         spoken, if all requests are sent there.
         """
         rewriting = trust if trust.rewrites else None
         if rewriting or runtime.gates or runtime.health or redirect_port is not None:
-            return cls(runtime, rewriting, base, redirect_port)
+            return cls(runtime, rewriting, environs.base, redirect_port)
         return None
 
     def meet(

@@ -38,7 +38,7 @@ from waitress_async.server.listeners import format_address
 from waitress_async.server.peer_state import acknowledged, has_input, is_gone, reset
 from waitress_async.server.runtime import Runtime
 from waitress_async.server.sender import Sender
-from waitress_async.wsgi import Environs, base_environ
+from waitress_async.wsgi import Environs, connection_environ
 
 # Bytes of later requests that are held while one is answered, before reading is paused.
 _LOOK_AHEAD: Final = 65_536
@@ -114,16 +114,17 @@ class HTTPProtocol(asyncio.Protocol):
         trust = runtime.proxies.trust_in(ends.remote_addr)
         self._connection = Connection(runtime.limits, trust.memo)
         settings = runtime.settings
-        base = base_environ(
+        self._environs = Environs(
             runtime.environ,
-            server_port=ends.server_port,
-            url_scheme=ends.url_scheme,
-            remote_addr=ends.remote_addr,
-            remote_port=ends.remote_port,
-            errors=sys.stderr,
+            connection_environ(
+                server_port=ends.server_port,
+                url_scheme=ends.url_scheme,
+                remote_addr=ends.remote_addr,
+                remote_port=ends.remote_port,
+                errors=sys.stderr,
+            ),
         )
-        self._environs = Environs(base)
-        self._entrance = Entrance.of(runtime, trust, base, redirect_port)
+        self._entrance = Entrance.of(runtime, trust, self._environs, redirect_port)
         self._hearing: Hearing | None = None  # of a request that has to wait for gates
         self._exchange: Exchange | None = None  # the one being received or answered
         self._body_full = False  # its body has no room just now
@@ -198,7 +199,7 @@ class HTTPProtocol(asyncio.Protocol):
     @property
     def remote_addr(self) -> str:
         """The client's address, as far as connections tell."""
-        address: str = self._environs.base["REMOTE_ADDR"]
+        address: str = self._environs.connection["REMOTE_ADDR"]
         return address
 
     @property
@@ -789,6 +790,6 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _tell_cut(self, setting: str, how_far: str) -> None:
         runtime = self._runtime
-        address, port = self._environs.base["REMOTE_ADDR"], self._environs.base["REMOTE_PORT"]
+        address, port = self._environs.connection["REMOTE_ADDR"], self._environs.connection["REMOTE_PORT"]
         peer = format_address((address, int(port))) if port else address
         runtime.cuts.tell(setting, peer, how_far, runtime.connections.clock)

@@ -11,6 +11,26 @@ from waitress_async.http import Request
 
 Environ = dict[str, Any]
 
+# What is not a server's, and is always there.
+_OWN: Final = (
+    "SERVER_PORT",
+    "REMOTE_ADDR",
+    "REMOTE_HOST",
+    "REMOTE_PORT",
+    "wsgi.url_scheme",
+    "wsgi.errors",
+    "REQUEST_METHOD",
+    "REQUEST_URI",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "SERVER_PROTOCOL",
+    "wsgi.input",
+    "wsgi.early_hints",
+    "waitress.client_disconnected",
+    "waitress_async.on_disconnect",
+    "waitress_async.stream",
+)
+
 # Characters of a path that are put into a log line.
 _LOGGED: Final = 1_000
 
@@ -26,6 +46,9 @@ def server_environ(
     empty_body: object,
 ) -> Environ:
     """What all requests of one server share. Copied for each, so it must hold nothing mutable of ours.
+
+    It has the keys, too, for which each connection or request has a value of its own, so that a copy need not
+    grow for them.
 
     `state` is the program's own, the same object for all requests; `empty_body` the awaitable reader of those
     without a body.
@@ -45,29 +68,17 @@ def server_environ(
         "waitress_async.from_thread": from_thread,
         "waitress_async.spool": SpooledBody(BytesIO(), None, 0),
         "waitress_async.body": empty_body,
-        # Each request has its own. They are here so that no copy has to grow for them.
-        "wsgi.input": None,
-        "wsgi.early_hints": None,
-        "waitress.client_disconnected": None,
-        "waitress_async.on_disconnect": None,
-        "waitress_async.stream": None,
+        **dict.fromkeys(_OWN),
     }
 
 
-def base_environ(
-    server: Environ,
-    *,
-    server_port: str,
-    url_scheme: str,
-    remote_addr: str,
-    remote_port: str,
-    errors: TextIO,
+def connection_environ(
+    *, server_port: str, url_scheme: str, remote_addr: str, remote_port: str, errors: TextIO
 ) -> Environ:
-    """What all requests of one connection share, over what those of its server do."""
-    return server | {
+    """What all requests of one connection share, beyond what those of its server do."""
+    return {
         "SERVER_PORT": server_port,
         "REMOTE_ADDR": remote_addr,
-        "REMOTE_HOST": remote_addr,
         "REMOTE_PORT": remote_port,
         "wsgi.url_scheme": url_scheme,
         "wsgi.errors": errors,
@@ -89,13 +100,19 @@ def logged_path(path: str) -> str:
 class Environs:
     """Makes the environs of one connection's requests, one after the other, in any thread."""
 
-    __slots__ = ("_last", "_shared", "base")
+    __slots__ = ("_last", "_server", "_shared", "connection")
 
-    def __init__(self, base: Environ) -> None:
-        """`base` is what they share, and is left alone."""
-        self.base = base
+    def __init__(self, server: Environ, connection: Environ) -> None:
+        """What `server_environ` and `connection_environ` have made. They are left alone."""
+        self._server = server
+        self.connection = connection
         self._last: Request | None = None
         self._shared: Environ | None = None  # what requests equal to the last one share
+
+    @property
+    def base(self) -> Environ:
+        """What the requests share, in a dict of its own."""
+        return self._server | self.connection
 
     def make(
         self,
@@ -123,7 +140,9 @@ class Environs:
         return environ
 
     def _share(self, request: Request) -> Environ:
-        environ = self.base.copy()
+        environ = self._server.copy()
+        environ.update(self.connection)
+        environ["REMOTE_HOST"] = self.connection["REMOTE_ADDR"]
         environ.update(request.fields)
         environ["REQUEST_METHOD"] = request.method
         environ["REQUEST_URI"] = request.target
