@@ -15,11 +15,12 @@ from pathlib import Path
 
 from clients import BUFFER, connected, head_of, parsed_head, whole_answer
 from gate_apps import DECIDES_AFTER, WHO
+from loads import choose_cores
 from measure import HOST, BenchmarkError, Cores, Server, measure, running
 from processes import MIB
 from rounds import Column, Result, Table, options_of, run
 from tables import OURS
-from workloads import HELLO_LOAD, choose_cores
+from workloads import HELLO_LOAD
 
 SIZE = 1 << 30  # of an upload, in bytes
 APP = "gate_apps:calls"
@@ -43,7 +44,7 @@ UPLOAD_COLUMNS = (
     Column("after", "ms after gate", 1),
 )
 HELLO_COLUMNS = (
-    Column("rate", "requests/s"),
+    Column("rate", "requests/s", more_is_better=True),
     Column("cpu", "CPU us/request", 1),
     Column("errors", "errors"),
 )

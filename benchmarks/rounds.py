@@ -6,7 +6,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Column:
     key: str
     title: str
     digits: int = 0
+    more_is_better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,17 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One comparison. `ratios` are the keys of columns to divide, the first server's by each other's."""
+    """One comparison. `ratios` are the keys of columns to divide, the first server's by each other's.
+
+    `about` goes into the file as it is: what a program that reads it knows this comparison by.
+    """
 
     title: str
     servers: tuple[Server, ...]
     columns: tuple[Column, ...]
     measure: Callable[[Server, Path], Result]
     ratios: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 Rounds = list[dict[str, Result]]
@@ -221,6 +226,8 @@ def _as_json(table: Table, rounds: Rounds) -> dict[str, Any]:
     names = [server.name for server in table.servers]
     return {
         "title": table.title,
+        "about": dict(table.about),
+        "columns": [asdict(column) for column in table.columns],
         "rounds": [{name: asdict(result) for name, result in measured.items()} for measured in rounds],
         **{
             word: {name: _reduced(table, rounds, name, reduce) for name in names}

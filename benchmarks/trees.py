@@ -11,15 +11,16 @@ from io import BytesIO
 from pathlib import Path
 
 from environments import REPOSITORY
+from loads import choose_cores
 from measure import BenchmarkError, Cores, Server, measure
 from rounds import Column, Result, Table, options_of, run
 from tables import OURS
-from workloads import HELLO_LOAD, choose_cores
+from workloads import HELLO_LOAD
 
 WARM_UP = 1  # seconds
 
 COLUMNS = (
-    Column("rate", "requests/s"),
+    Column("rate", "requests/s", more_is_better=True),
     Column("cpu", "CPU us/request", 2),
     Column("errors", "errors"),
 )
