@@ -13,11 +13,12 @@ from pathlib import Path
 
 from apps import HELLO
 from clients import check, whole_answer
+from loads import choose_cores
 from measure import HOST, BenchmarkError, Cores, Server, on_core, running
 from questions import REQUEST
 from rounds import Column, Result, Table, options_of, run
 from tables import BJOERN, GRANIAN, GUNICORN, OURS, WAITRESS
-from workloads import BRIDGED, choose_cores
+from workloads import BRIDGED
 
 EVERY = 0.01  # seconds between two questions
 PATIENCE = 5.0  # seconds after which a question has failed
@@ -71,6 +72,7 @@ def table_of(load: Busy, cores: Cores, seconds: float) -> Table:
         COLUMNS,
         partial(measure, load=load, cores=cores, seconds=seconds),
         ratios=("median", "p99"),
+        about={"title": f"Hello beside: {load.title}"},
     )
 
 
