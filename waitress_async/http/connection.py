@@ -281,24 +281,23 @@ class Connection:
         request = self._request
         if (
             request is None
-            or self._closing
             or self.sending is not _IDLE
             or self.receiving is not _RECEIVED
-            or not (request.http_11 and request.keep_alive and head.allows_body)
+            or not (request.http_11 and head.allows_body)
             or request.method == "HEAD"
             or head.content_length not in (None, len(body))
         ):
-            return b"".join(
-                (
-                    self.send_response(head, default_fields, len(body)),
-                    self.send_data(body),
-                    self.end_response(),
-                )
-            )
-        self._request = self._body = None
-        self.receiving = _AWAITING_HEAD
-        framing = b"\r\n" if head.content_length is not None else b"Content-Length: %d\r\n\r\n" % len(body)
-        return b"".join((head.status_line, head.fields, default_fields, framing, body))
+            beginning = self.send_response(head, default_fields, len(body))
+            return b"".join((beginning, self.send_data(body), self.end_response()))
+        framing = b"" if head.content_length is not None else b"Content-Length: %d\r\n" % len(body)
+        if self._closing or not request.keep_alive:
+            self._closing = True
+            framing += b"Connection: close\r\n"
+            self._end(request)
+        else:  # the same, where nothing is left to be seen to
+            self._request = self._body = None
+            self.receiving = _AWAITING_HEAD
+        return b"".join((head.status_line, head.fields, default_fields, framing, b"\r\n", body))
 
     def end_response(self) -> bytes:
         """End the response. The connection is then ready for the next request, or `CLOSED`."""
@@ -307,7 +306,12 @@ class Connection:
         if self.sending is _SIZED and self._unsent:
             raise LocalProtocolError("there is less of the body than its Content-Length says")
         last = b"0\r\n\r\n" if self.sending is _CHUNKED else b""
-        request, self._request = self._request, None
+        self._end(self._request)
+        return last
+
+    def _end(self, request: Request | None) -> None:
+        """The response to `request` is over; None if that was refused."""
+        self._request = None
         if self._closing:
             self.ends_by_close = self.sending is _UNTIL_CLOSE
             self.is_client_done = (
@@ -318,11 +322,10 @@ class Connection:
             )
             self.sending = _NOT_SENDING
             self.stop_receiving()
-            return last
+            return
         self.sending = _IDLE
         if self.receiving is _AWAITING_BODY:
             self._discarding = True  # what the app did not wait for
         else:
             self._body = None
             self.receiving = _AWAITING_HEAD
-        return last
