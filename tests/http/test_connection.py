@@ -832,6 +832,18 @@ def test_the_same_head_again_is_the_same_request() -> None:
     assert first == first_again == last
 
 
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_bytes_that_were_told_of_are_not_kept(size: int) -> None:
+    """While a connection is idle, what it has received last may be large."""
+    connection = connect()
+    for _ in range(3):
+        data = GET[:-2] + b"X: " + b"x" * size + b"\r\n\r\n"
+        connection.receive_data(data)
+        assert request(connection).may_repeat is (size < 2_048)
+        assert connection._buffer.data == b""
+        respond(connection)
+
+
 @pytest.mark.parametrize("respond", [respond, respond_whole])
 def test_heads_that_repeat_may_be_cut_anywhere(respond: Callable[[Connection], bytes]) -> None:
     """By what is remembered nothing is changed: not the start of a longer head, and not the middle of one."""

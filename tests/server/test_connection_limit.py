@@ -8,12 +8,24 @@ import logging
 import resource
 import select
 import socket
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from tests.conftest import ServeInThread
-from tests.server.support import Client, GatedApp, eventually, hello, request, server_threads
+from tests.server.support import (
+    DEADLINE,
+    Client,
+    GatedApp,
+    StreamingApp,
+    eventually,
+    hello,
+    request,
+    server_threads,
+)
+from waitress_async.server.listeners import Address, Listener
+from waitress_async.server.protocol import HTTPProtocol
 
 REACHED = "total open connections reached the connection limit"
 DROPPED = "total open connections dropped below the connection limit"
@@ -167,3 +179,44 @@ def test_the_limit_keeps_below_the_descriptors(
         gated.wait_entered(3)
         gated.let_go(3)
         assert first.receive().status == third.receive().status == 200
+
+
+@pytest.mark.parametrize("end", [None, HTTPProtocol.abort], ids=["to make room", "by an abort"])
+@pytest.mark.parametrize("turns", range(5))
+def test_an_arrival_that_is_cut_while_its_transport_opens_leaves_nothing(
+    serve_in_thread: ServeInThread,
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[HTTPProtocol], object] | None,
+    turns: int,
+) -> None:
+    """After however many turns of the loop; its request is there already, or is not."""
+    app = StreamingApp()
+    server = serve_in_thread(app)
+    connections = server.server._runtime.connections
+    accept = connections._accept
+    accepted = threading.Event()
+
+    def cut(turns: int) -> None:
+        if turns:
+            server.loop.call_soon(cut, turns - 1)
+            return
+        for arrival in connections._on_their_way():
+            arrival.cancel(end)
+        accepted.set()
+
+    def accept_and_cut(sock: socket.socket, address: Address, listener: Listener) -> bool:
+        assert select.select([sock], [], [], DEADLINE)[0]  # the request
+        room = accept(sock, address, listener)
+        cut(turns)
+        return room
+
+    monkeypatch.setattr(connections._listeners[0], "_on_accept", accept_and_cut)
+    with Client(server.address) as client:
+        client.send(request())
+        assert accepted.wait(DEADLINE)
+        client.sock.settimeout(0.1)
+        with contextlib.suppress(OSError):
+            client.sock.recv(1)
+    eventually(lambda: not len(connections), "nothing is left")
+    eventually(lambda: app.closed.is_set() or not app.written, "the app is told")
+    assert not connections._protocols

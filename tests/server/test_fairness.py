@@ -167,3 +167,21 @@ def test_what_a_client_sends_behind_its_last_request_does_not_cost_it_the_answer
         while data := client.sock.recv(65_536):
             received += data
     assert received.count(b"\0") == len(body)
+
+
+def test_nor_does_it_cost_it_the_answers_before(serve_in_thread: ServeInThread) -> None:
+    """The last answer is short, and the one before it is still on its way."""
+    body = bytes(300_000)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [])
+        return [body if environ["PATH_INFO"] == "/large" else b""]
+
+    server = serve_in_thread(app)
+    with Client(server.address, receive_buffer=16_384) as client:
+        client.send(request("/large") + request("/", "Connection: close\r\n"))
+        assert client.sock.recv(1) == b"H"
+        client.send(b"\r\n")
+        received = client.rest()
+    assert received.count(b"\0") == len(body)
+    assert received.count(b"HTTP/1.1 200 OK") == 1  # and the first, but for its H

@@ -26,7 +26,9 @@ from tests.server.support import (
     small_listener,
 )
 from tests.wsgi.logs import Log, strict_log
+from waitress_async.bridge import Output
 from waitress_async.errors import ClientDisconnected
+from waitress_async.http import ResponseHead
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -812,3 +814,43 @@ def test_a_generator_that_two_requests_run_at_once(
     assert "already executing" in log.take("ERROR waitress_async: Exception in close() while serving /\n")
     go_on.set()
     assert first.receive().body == b"one two"
+
+
+def test_a_thread_that_writes_just_when_the_app_returns_its_answer(
+    serve_in_thread: ServeInThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells which was first: what was sent is one whole response, and the connection goes on."""
+    received = threading.Event()
+    written: list[Callable[[bytes], object]] = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        written.append(start_response("200 OK", []))
+        return [environ["PATH_INFO"].encode()]
+
+    answer = Output.answer
+
+    def answer_late(output: Output, head: ResponseHead, body: bytes) -> None:
+        if body == b"/late":
+            thread = threading.Thread(target=write, args=(b"early",))
+            thread.start()
+            assert received.wait(DEADLINE)
+            thread.join(DEADLINE)
+        answer(output, head, body)
+
+    def write(data: bytes) -> None:
+        response = written[-1].__self__  # type: ignore[attr-defined]
+        response._sink.begin(response._head, None)
+        response._sink.write(data)
+
+    monkeypatch.setattr(Output, "answer", answer_late)
+    server = serve_in_thread(app)
+    with Client(server.address) as client:
+        client.send(request("/late"))
+        begun = client.sock.recv(65_536)
+        assert begun.endswith(b"early\r\n")
+        received.set()
+        rest = b""
+        while not rest.endswith(b"0\r\n\r\n"):
+            rest += client.sock.recv(65_536)
+        assert rest == b"5\r\n/late\r\n0\r\n\r\n"
+        assert client.get("/next").body == b"/next"

@@ -332,6 +332,7 @@ def test_environs_of_requests_that_repeat() -> None:
     server = {"SERVER_NAME": "localhost", "SCRIPT_NAME": ""}
     environs = Environs(server, CONNECTION)
     one, other = make_request(path="/one"), make_request(path="/other")
+    one.may_repeat = other.may_repeat = True
     for request in (one, one, one, other, one, other, other, other, one):
         body = BytesIO()
         environ = environs.make(request, body, bool, print)
@@ -339,6 +340,14 @@ def test_environs_of_requests_that_repeat() -> None:
         assert environ == Environs(server, CONNECTION).make(request, body, bool, print)
         environ["PATH_INFO"] = "changed"
         environ["session"] = "mine"
+
+
+def test_of_a_request_that_cannot_repeat_nothing_is_kept() -> None:
+    environs = Environs({"SCRIPT_NAME": ""}, CONNECTION)
+    large = make_request(HTTP_X="x" * 100_000)
+    for request in (large, large, make_request()):
+        environs.make(request, BytesIO(), bool, print)
+        assert (environs._last, environs._shared) == (None, None)
 
 
 @pytest.mark.parametrize(

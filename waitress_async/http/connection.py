@@ -71,7 +71,6 @@ class Connection:
         "_unsent",
         "ends_by_close",
         "eof",
-        "is_client_done",
         "receiving",
         "sending",
     )
@@ -90,7 +89,6 @@ class Connection:
         self._discarding = False  # the request whose body is awaited has been answered
         self._unsent = 0  # bytes of a body with a Content-Length that are still due
         self.ends_by_close = False  # the last response has no end but that of the connection
-        self.is_client_done = False  # it has said that its last request is the last, and has sent no more
 
     # -- receiving
 
@@ -293,7 +291,7 @@ class Connection:
         if self._closing or not request.keep_alive:
             self._closing = True
             framing += b"Connection: close\r\n"
-            self._end(request)
+            self._end()
         else:  # the same, where nothing is left to be seen to
             self._request = self._body = None
             self.receiving = _AWAITING_HEAD
@@ -306,20 +304,14 @@ class Connection:
         if self.sending is _SIZED and self._unsent:
             raise LocalProtocolError("there is less of the body than its Content-Length says")
         last = b"0\r\n\r\n" if self.sending is _CHUNKED else b""
-        self._end(self._request)
+        self._end()
         return last
 
-    def _end(self, request: Request | None) -> None:
-        """The response to `request` is over; None if that was refused."""
+    def _end(self) -> None:
+        """The response is over."""
         self._request = None
         if self._closing:
             self.ends_by_close = self.sending is _UNTIL_CLOSE
-            self.is_client_done = (
-                request is not None
-                and not request.keep_alive
-                and self.receiving is _RECEIVED
-                and not len(self._buffer)
-            )
             self.sending = _NOT_SENDING
             self.stop_receiving()
             return

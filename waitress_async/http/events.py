@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class RepeatedFields(dict[str, str]):
@@ -44,6 +44,9 @@ class Request:
     content_length: int | None  # None without a body, and for a chunked one
     chunked: bool
     expect_continue: bool
+    may_repeat: bool = field(
+        default=False, compare=False
+    )  # its connection keeps it, and gives it again for the same bytes
 
     @property
     def has_body(self) -> bool:

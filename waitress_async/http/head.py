@@ -89,7 +89,7 @@ class HeadReader:
         data, start = buffer.data, buffer.pos
         last = self._last
         if last is not None and not self._scanned and data.startswith(self._last_head, start):
-            buffer.pos = start + len(self._last_head)
+            buffer.skip_to(start + len(self._last_head))
             self._empty_lines = 0
             return last
         if not self._taken:
@@ -106,7 +106,8 @@ class HeadReader:
         if end < 0:
             self._take_arrived(data, start, limit)
             return None
-        buffer.pos = end = end + 4
+        end += 4
+        buffer.skip_to(end)
         self._empty_lines = 0
         return self._read_whole(bytes(data[start:end]))
 
@@ -141,6 +142,7 @@ class HeadReader:
             request = self._finish(request_line)
         if authority is None and len(head) <= _REPEAT_LIMIT:
             self._last, self._last_head, self._last_section = request, head, len(line) + 2
+            request.may_repeat = True
         return request
 
     def _resume(self, buffer: ReceiveBuffer, start: int, limit: int) -> Request | None:
@@ -153,7 +155,7 @@ class HeadReader:
             return None
         if end > taken:
             self._take_lines(bytes(data[taken:end]))
-        buffer.pos = end + 4
+        buffer.skip_to(end + 4)
         self._empty_lines = 0
         assert self._request_line is not None
         return self._finish(self._request_line)

@@ -50,6 +50,14 @@ class ReceiveBuffer:
         self.data = b""
         self._scanned = self.pos = 0
 
+    def skip_to(self, pos: int) -> None:
+        """Consume what is before `pos`."""
+        if pos == len(self.data):
+            self.data = b""  # the object that was received may be large, and the next one long in coming
+            self._scanned = self.pos = 0
+        else:
+            self.pos = pos
+
     def take(self, size: int) -> bytes:
         """Consume at most `size` bytes and return them."""
         data, start = self.data, self.pos
@@ -57,10 +65,7 @@ class ReceiveBuffer:
             self.clear()
             return bytes(data)
         end = min(start + size, len(data))
-        if end == len(data):
-            self.clear()  # the object that was received may be large, and the next one long in coming
-        else:
-            self.pos = end
+        self.skip_to(end)
         return bytes(data[start:end])
 
     def take_line(self, limit: int) -> bytes | None:

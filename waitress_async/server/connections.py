@@ -64,7 +64,7 @@ class _TooManyOfHost(Exception):
 class Arrival:
     """An accepted socket on its way to a transport."""
 
-    __slots__ = ("late", "listener", "peer", "protocol", "since", "sock", "task", "waits_for")
+    __slots__ = ("late", "listener", "peer", "protocol", "since", "sock", "task", "then", "waits_for")
 
     def __init__(self, since: float, sock: socket.socket, peer: Address, listener: Listener) -> None:
         """`since` is by the sweep's clock."""
@@ -76,16 +76,34 @@ class Arrival:
         self.task: asyncio.Task[object] | None = None  # which sees it there
         self.waits_for = ""  # the setting that says how long that may take, since `since`
         self.late = ""  # what it was cut for
+        self.then: Callable[[HTTPProtocol], object] | None = None  # what to do to the protocol at the end
 
     def give_way(self) -> None:
         """See it no further, for somebody waits; unless something has come that was not read yet."""
         if not has_input(self.sock):
             self.cancel()
 
-    def cancel(self) -> None:
-        """See it no further."""
-        if self.task is not None:
+    def cancel(self, then: Callable[[HTTPProtocol], object] | None = None) -> None:
+        """See it no further.
+
+        If nothing is missing but the transport, which comes in a turn of the loop, it is let come, and then
+        `then` is done to its protocol, or that is closed if it is idle: cancelled now, uvloop would let the
+        protocol receive, and not tell it that its connection is lost.
+        """
+        if self.is_opening:
+            self.then = then or _close_idle
+        elif self.task is not None:
             self.task.cancel()
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether all is done but the transport's opening."""
+        return self.protocol is not None and self.waits_for != "tls_handshake_timeout"
+
+
+def _close_idle(protocol: HTTPProtocol) -> None:
+    if protocol.is_idle:
+        protocol.close()
 
 
 class Connections:
@@ -293,6 +311,8 @@ class Connections:
         self._arrivals.discard(arrival)
         error = None if task.cancelled() else task.exception()
         if error is None and not task.cancelled():
+            if arrival.then is not None and arrival.protocol in self._protocols:
+                arrival.then(arrival.protocol)
             return
         arrival.sock.close()
         self.lost(arrival.protocol or arrival)
@@ -375,7 +395,7 @@ class Connections:
             listener.close()
         self._listeners = []
         for arrival in self._on_their_way():
-            arrival.cancel()
+            arrival.cancel(lambda protocol: protocol.abort())
         for protocol in list(self._protocols):
             protocol.abort()
 

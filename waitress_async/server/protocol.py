@@ -52,9 +52,6 @@ _SMALL_BODY: Final = 4_096
 # What a request counts for among them that is refused, and so answered here and now.
 _REQUEST_PIECES: Final = 8
 
-# A response whose body is up to this size, in bytes, is with its client before that can send more.
-_SHORT: Final = 16_384
-
 # RFC 9112 section 9.6: after the last answer, what the client still sends is drained for a while, so that
 # the reset that unread bytes would cause does not destroy the answer it has not read. In bytes.
 _LINGER_BYTES: Final = 16_777_216
@@ -551,11 +548,6 @@ class HTTPProtocol(asyncio.Protocol):
         if not whole or sending is Sending.CLOSED:
             self._runtime.responses += whole
             self._connection.stop_receiving()
-            if whole and self._connection.is_client_done and exchange is not None:
-                length = exchange.output.length
-                if length is not None and length <= _SHORT:
-                    self._close()
-                    return
             self._linger(at_once=self._is_whole or self._connection.ends_by_close)
             return
         runtime = self._runtime

@@ -113,7 +113,7 @@ class Sender:
             # asyncio warns of writes to a connection that it knows to be lost, while we do not yet.
             if self.paused or self._file_task is not None or self._transport.is_closing():
                 return
-            if source.answer_body is not None and not source.hints:
+            if source.answer_body is not None and not self._head_sent and not source.hints:
                 self._send_whole(source, source.answer_body)
                 return
             pieces, last = source.take(_TAKE_SHORT if self._store.memory.near else _TAKE)
@@ -142,7 +142,7 @@ class Sender:
                 if last and not source.aborted:
                     segments.append(connection.end_response())
             except LocalProtocolError as error:  # threads of the app have written at the same time
-                self._cut(source, "A response is cut: %s", error)
+                self._cut(source, error)
                 return
             self._write(segments)
             if last:
@@ -153,7 +153,11 @@ class Sender:
     def _send_whole(self, source: Source, body: bytes) -> None:
         head = source.head
         assert head is not None
-        data = self._connection.send_whole(head, self._default_fields.lines(head, time()), body)
+        try:
+            data = self._connection.send_whole(head, self._default_fields.lines(head, time()), body)
+        except LocalProtocolError as error:
+            self._cut(source, error)
+            return
         self.progress += len(data)
         self._transport.write(data)
         self._source = None
@@ -163,7 +167,7 @@ class Sender:
         """Whether the head is to go before any of the body is there. No 100 (Continue) can follow it."""
         return source.goes_on and not self._head_sent and not self._connection.owes_continue
 
-    def _cut(self, source: Source, message: str, error: Exception) -> None:
+    def _cut(self, source: Source, error: Exception, message: str = "A response is cut: %s") -> None:
         self._log.log(logging.ERROR, message, error)
         source.close()
         self._source = None
@@ -209,7 +213,7 @@ class Sender:
             return
         except Exception as error:
             self._forget_file()
-            self._cut(source, "A response is cut, for its file cannot be sent: %s", error)
+            self._cut(source, error, "A response is cut, for its file cannot be sent: %s")
             return
         self._forget_file()
         source.sent(region)

@@ -128,7 +128,8 @@ class Environs:
         """
         if request is not self._last:
             environ = self._share(request)
-            self._last, self._shared = request, None
+            self._last = request if request.may_repeat else None
+            self._shared = None
         elif self._shared is None:  # worth to be kept: it has come twice
             self._shared = self._share(request)
             environ = self._shared.copy()
