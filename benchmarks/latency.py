@@ -120,22 +120,18 @@ def kept_busy(load: Busy, port: int, cores: Cores, seconds: float) -> Iterator[d
 
 
 def ask(port: int, seconds: float) -> list[float]:
-    """Latencies of hello on one connection, in seconds. Each is asked when it is due, or once the one before
-    it is answered; what it has to wait for that is part of its latency."""
+    """Latencies of hello on one connection, in seconds. Each is asked EVERY seconds after the one before it, or
+    once that is answered: behind servers that are not fast enough for the pace, no queue of questions grows."""
     latencies = []
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), PATIENCE) as sock:
-        begin = time.perf_counter()
-        for number in range(round(seconds / EVERY)):
-            due = begin + number * EVERY
-            if (early := due - time.perf_counter()) > 0:
-                time.sleep(early)
-                due = time.perf_counter()  # a late timer is not the server's
+        end = time.perf_counter() + seconds
+        while (asked := time.perf_counter()) < end:
             sock.sendall(REQUEST)
             if whole_answer(sock) != HELLO:
                 raise BenchmarkError("a wrong answer")
-            latencies.append(time.perf_counter() - due)
-            if time.perf_counter() > begin + seconds + PATIENCE:
-                break
+            answered = time.perf_counter()
+            latencies.append(answered - asked)
+            time.sleep(max(0.0, asked + EVERY - answered))
     return latencies
 
 

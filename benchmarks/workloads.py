@@ -123,6 +123,8 @@ def taking_part(workload: Workload, folder: Path) -> Sequence[Server]:
         servers = [replace(server, needs=(*server.needs, workload.name)) for server in servers]
     if workload.name == "sleep":
         servers.remove(BJOERN)  # it has one thread
+    if workload.name == "close":
+        servers.remove(UWSGI)  # its http11-socket keeps a connection open that a client asks it to close
     if workload.name == "hello":
         servers.append(CEILING)
     if workload.tls:
