@@ -120,8 +120,11 @@ def kept_busy(load: Busy, port: int, cores: Cores, seconds: float) -> Iterator[d
 
 
 def ask(port: int, seconds: float) -> list[float]:
-    """Latencies of hello on one connection, in seconds. Each is asked EVERY seconds after the one before it, or
-    once that is answered: behind servers that are not fast enough for the pace, no queue of questions grows."""
+    """Latencies of hello on one connection, in seconds.
+
+    Each is asked EVERY seconds after the one before it, or once that is answered: behind a server that is not
+    fast enough for the pace, no queue of questions grows.
+    """
     latencies = []
     with contextlib.suppress(OSError), socket.create_connection((HOST, port), PATIENCE) as sock:
         end = time.perf_counter() + seconds
