@@ -184,3 +184,29 @@ async def test_calls_are_made_in_no_context_of_a_thread() -> None:
         in_threads(1, ask)
         await until(lambda: bool(seen))
         assert seen.pop() == 0
+
+
+@pytest.mark.parametrize("is_asked", [False, True], ids=["before the loop is asked", "after it"])
+def test_ctrl_c_in_the_midst_of_a_call_loses_no_other(is_asked: bool) -> None:
+    made: list[str] = []
+
+    async def main(loop: CountingLoop) -> None:
+        ask = loop.call_soon_threadsafe
+
+        def interrupted(*arguments: object, **options: object) -> None:
+            loop.call_soon_threadsafe = ask  # type: ignore[method-assign]
+            if is_asked:
+                ask(*arguments, **options)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+
+        wakeup = Wakeup(loop)
+        loop.call_soon_threadsafe = interrupted  # type: ignore[assignment,method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            wakeup.call(partial(made.append, "interrupted"))
+        wakeup.call(partial(made.append, "next"))
+        await until(lambda: len(made) == 2)
+        wakeup.call(partial(made.append, "last"))
+        await until(lambda: len(made) == 3)
+
+    counting(main)
+    assert made == ["interrupted", "next", "last"]

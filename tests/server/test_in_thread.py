@@ -244,10 +244,28 @@ except KeyboardInterrupt:
 """
 
 
+# The same, but it comes while the stop is asked for.
+ASKING = PROGRAM.replace("    os.kill", "    # os.kill").replace(
+    "entered = ",
+    """
+class Server(Server):
+    def request_stop(self, timeout=None):
+        super().request_stop(timeout)
+        if timeout is None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+entered = """,
+    1,
+)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_while_the_end_is_waited_for_cuts_what_is_left() -> None:
+@pytest.mark.parametrize(
+    "program", [PROGRAM, ASKING], ids=["while it is waited for", "while it is asked for"]
+)
+def test_ctrl_c_at_the_end_cuts_what_is_left(program: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         timeout=DEADLINE,

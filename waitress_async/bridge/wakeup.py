@@ -41,15 +41,17 @@ class Wakeup:
         if self._pending.acquire(blocking=False):
             try:
                 self._loop.call_soon_threadsafe(self._run, context=self._context)
-            except RecursionError:  # a RuntimeError too. The app's: the others' calls must still be made
-                self._pending.release()
-                raise
-            except RuntimeError:  # the loop is closed: nobody is left to call
-                self._calls.clear()
-                self._pending.release()
+            except BaseException as error:  # of the app's (RecursionError), or Ctrl-C
+                self._pending.release()  # the others' calls must still be made
+                if type(error) is not RuntimeError:
+                    raise
+                self._calls.clear()  # the loop is closed: nobody is left to call
 
     def _run(self) -> None:
-        self._pending.release()  # before looking: who comes from now on asks for a run of its own
+        try:
+            self._pending.release()  # before looking: who comes from now on asks for a run of its own
+        except RuntimeError:
+            pass  # a call that was interrupted has released it
         calls = self._calls
         try:
             for _ in range(len(calls)):

@@ -68,8 +68,8 @@ async def _serve(server: Server, ready: Callable[[], object]) -> None:
 
 
 def _stop(server: Server, thread: BackgroundThread) -> None:
-    server.request_stop()
     try:
+        server.request_stop()
         thread.join()
     except KeyboardInterrupt:
         server.request_stop(0)
